@@ -1,0 +1,69 @@
+"""Helpers of the book *Transfer learning with few labels*.
+
+Four lines from a shipped bank of features to an honest result::
+
+    import tlhelpers as tl
+
+    dogs = tl.features.load("stanford_dogs/mobilenet_v2")
+    print(tl.evaluate.report(tl.probe.fit(dogs), dogs.test, name="probe"))
+
+Importing the package loads neither torch nor matplotlib: each module is imported
+when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULES = (
+    "datasets",
+    "download",
+    "evaluate",
+    "exercises",
+    "features",
+    "models",
+    "plots",
+    "probe",
+    "records",
+    "runtime",
+    "splits",
+)
+# The two verbs that chapters call most, lifted to the top of the package.
+_LIFTED = {"setup": "runtime", "check": "exercises"}
+
+__all__ = ["__version__", *_LIFTED, *_MODULES]
+
+if TYPE_CHECKING:
+    from tlhelpers import (
+        datasets,
+        download,
+        evaluate,
+        exercises,
+        features,
+        models,
+        plots,
+        probe,
+        records,
+        runtime,
+        splits,
+    )
+    from tlhelpers.exercises import check
+    from tlhelpers.runtime import setup
+
+
+def __getattr__(name: str) -> Any:
+    """Import a module of the package when it is first named (PEP 562)."""
+    if name in _LIFTED:
+        return getattr(importlib.import_module(f"{__name__}.{_LIFTED[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(
+        f"tlhelpers has no {name!r}. It has: {', '.join([*_LIFTED, *_MODULES])}."
+    )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
