@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = (
+__all__ = [
+    "__version__",
+    "check",
     "datasets",
     "download",
     "evaluate",
@@ -29,12 +31,12 @@ _MODULES = (
     "probe",
     "records",
     "runtime",
+    "setup",
     "splits",
-)
-# The two verbs that chapters call most, lifted to the top of the package.
-_LIFTED = {"setup": "runtime", "check": "exercises"}
+]
 
-__all__ = ["__version__", *_LIFTED, *_MODULES]
+# The two verbs that chapters call most, lifted from their modules to the top.
+_LIFTED = {"check": "exercises", "setup": "runtime"}
 
 if TYPE_CHECKING:
     from tlhelpers import (
@@ -58,11 +60,9 @@ def __getattr__(name: str) -> Any:
     """Import a module of the package when it is first named (PEP 562)."""
     if name in _LIFTED:
         return getattr(importlib.import_module(f"{__name__}.{_LIFTED[name]}"), name)
-    if name in _MODULES:
+    if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(
-        f"tlhelpers has no {name!r}. It has: {', '.join([*_LIFTED, *_MODULES])}."
-    )
+    raise AttributeError(f"tlhelpers has no {name!r}. It has: {', '.join(__all__)}.")
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ import platform
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +48,7 @@ class Run:
 
     seed: int = 0
     profile: str = "quick"
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     deterministic: bool = False
 
@@ -56,8 +56,12 @@ class Run:
         """A fresh CPU generator; give integers to get independent streams of one seed.
 
         >>> run = Run(seed=1)
-        >>> bool((torch.rand(3, generator=run.generator(2)) ==
-        ...       torch.rand(3, generator=run.generator(2))).all())
+        >>> bool(
+        ...     (
+        ...         torch.rand(3, generator=run.generator(2))
+        ...         == torch.rand(3, generator=run.generator(2))
+        ...     ).all()
+        ... )
         True
         """
         entropy = np.random.SeedSequence([self.seed, *stream]).generate_state(1, np.uint64)[0]
@@ -133,7 +137,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     if device.type == "mps":
         return torch.float16
     # Older versions of torch do not tell; float32 is then the safe answer.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     has_bfloat16 = any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.bfloat16 if has_bfloat16 else torch.float32
 

@@ -131,7 +131,7 @@ class TestSplit:
         split to ``evaluate.report``.
         """
         if not reason.strip():
-            raise ValueError("opening a test split needs a reason, for the log; found an empty one.")
+            raise ValueError("opening a test split needs a reason for the log, found an empty one.")
         self._log.append(reason)
         return Split(self.name, self.x, self._labels, self.ids)
 
