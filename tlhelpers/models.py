@@ -145,7 +145,10 @@ class Backbone:
         if self.name.startswith("swin"):
             # Swin keeps channels last inside, so the average below would mix up the axes.
             raise ValueError(f"Inner stages of {self.name} are not supported; use 'features'.")
-        return _AveragedStage(create_feature_extractor(self.classifier, {stage: "out"}))
+        extractor = create_feature_extractor(self.classifier, {stage: "out"})
+        # torchvision's extractor switches graphs with the mode, and a copy of it wakes up in
+        # training mode; a plain graph module keeps the mode it is in.
+        return _AveragedStage(torch.fx.GraphModule(extractor, extractor.graph)).eval()
 
 
 class _AveragedStage(nn.Module):
