@@ -33,6 +33,7 @@ __all__ = [
     "runtime",
     "setup",
     "splits",
+    "studies",
 ]
 
 # The two verbs that chapters call most, lifted from their modules to the top.
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         records,
         runtime,
         splits,
+        studies,
     )
     from tlhelpers.exercises import check
     from tlhelpers.runtime import setup

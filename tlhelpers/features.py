@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -161,10 +159,19 @@ class FeatureBank(Dataset):
             components=vectors.flip(1)[:, :dims].T.half().float().contiguous(),
             explained=float(variances.flip(0)[:dims].sum() / variances.sum()),
         )
-        coordinates = projection(self.x)
-        scale = coordinates.abs().amax(dim=0).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        codes = (coordinates / scale).round()
-        return dataclasses.replace(self, x=codes * scale, projection=projection, scale=scale)
+        step = projection(train).abs().amax(dim=0) / 127
+        scale = step.clamp_min(torch.finfo(torch.float32).tiny)
+        small = dataclasses.replace(self, projection=projection, scale=scale)
+        return dataclasses.replace(small, x=small.quantise(projection(self.x)))
+
+    def quantise(self, coordinates: Tensor) -> Tensor:
+        """(n, k) coordinates rounded to what their int8 codes stand for.
+
+        Beyond the range of the training features, coordinates are clipped.
+        """
+        if self.scale is None:
+            raise ValueError(f"{self.name} is not compressed, so it has no codes to round to.")
+        return (coordinates / self.scale).round().clamp(-127, 127) * self.scale
 
     def project(self, features: Tensor | FeatureBank) -> Tensor:
         """Coordinates of new features in this bank's space, as float32.
@@ -220,7 +227,7 @@ class FeatureBank(Dataset):
         }
         metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
         path = Path(path)
-        _write_whole(path, save(tensors, metadata))
+        runtime.write_whole(path, save(tensors, metadata))
         return path
 
 
@@ -470,7 +477,7 @@ def _extract_in_chunks(work: _Work, path: Path) -> tuple[Tensor, dict[int, str]]
         if not file.is_file():
             # Set here because torch's number of threads belongs to the thread that sets it.
             torch.set_num_threads(1)
-            _write_whole(file, _rows_file(*work.features(chunk)))
+            runtime.write_whole(file, _rows_file(*work.features(chunk)))
         return len(chunk)
 
     with (
@@ -496,7 +503,7 @@ def _extract_in_chunks(work: _Work, path: Path) -> tuple[Tensor, dict[int, str]]
         [rows if rows.shape[1] else rows.new_zeros(len(rows), width) for rows, _ in chunks]
     )
     unread = {i: reason for _, bad in chunks for i, reason in bad.items()}
-    _write_whole(path, _rows_file(rows, unread))
+    runtime.write_whole(path, _rows_file(rows, unread))
     for file in parts.iterdir():
         file.unlink()
     parts.rmdir()
@@ -519,22 +526,3 @@ def _read_rows(path: Path) -> tuple[Tensor, dict[int, str]]:
     with safe_open(path, framework="pt") as file:
         unread = json.loads(file.metadata()["unread"])
         return file.get_tensor("rows"), {int(i): reason for i, reason in unread.items()}
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, and say what to do if it cannot be."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(
-                error.errno,
-                f"no room to write {path.name} ({len(content) / 2**20:.1f} MiB). What was finished "
-                f"before is kept: free some space, or set {runtime.CACHE_VARIABLE} to a folder "
-                f"with more of it, and call again",
-            ) from error
-        raise

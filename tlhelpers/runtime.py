@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import random
@@ -28,6 +29,7 @@ PROFILES = ("quick", "full")
 DATA_VARIABLE = "TLHELPERS_DATA"
 CACHE_VARIABLE = "TLHELPERS_CACHE"
 QUIET_VARIABLE = "TLHELPERS_QUIET"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
 
@@ -207,6 +209,29 @@ def progress(iterable: Iterable[T] | None = None, **options: Any) -> Any:
     In a built page a bar is an empty box, so builds and tests set the variable.
     """
     return tqdm(iterable, disable=bool(os.environ.get(QUIET_VARIABLE)), leave=False, **options)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all; its folder is made.
+
+    Raises:
+        OSError: if it cannot be written; a full disk gets a sentence that says what to do.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        if error.errno in NO_SPACE:
+            raise OSError(
+                error.errno,
+                f"no room to write {path.name} ({len(content) / 2**20:.1f} MiB). What was finished "
+                f"before is kept: free some space, or set {CACHE_VARIABLE} to a folder with more "
+                f"of it, and call again",
+            ) from error
+        raise
 
 
 @contextlib.contextmanager

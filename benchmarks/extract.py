@@ -1,0 +1,305 @@
+"""Files to features: our rate, the limit that the hardware sets, and two peers, in one run.
+
+Everything is measured on the same photographs, one after the other, on the same cores:
+
+* **forward**: the backbone alone, on a tensor that is already in memory; the best over dtype,
+  batch size, memory layout, BatchNorm folded or not, and one network on all cores or one a core;
+* **decode**: JPEG bytes in memory to 224-pixel tensors, on all cores;
+* **limit**: what decode and forward together allow, 1 / (1 / forward + 1 / decode);
+* **ours**: ``tl.features.extract``, files to features, nothing cached;
+* **tutorial**: the loop of PyTorch's transfer learning tutorial (frozen backbone, batch 4,
+  4 workers, PIL transforms), an epoch's rate;
+* **fastai**: ``vision_learner`` frozen, batch 64, its defaults otherwise.
+
+The probe needs one pass where the two loops need one an epoch. So the time to a validation
+accuracy is printed as well: ours measured, the peers' *estimated* as one measured pass, scaled to
+the training set, times the epochs that their head and optimiser need on cached features.
+
+    python benchmarks/extract.py --data PATH [--images 2000] [--no-fastai]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+import tlhelpers as tl
+from tlhelpers import runtime
+from tlhelpers.models import Backbone
+from tlhelpers.splits import Dataset
+
+TARGET = 0.82  # validation accuracy
+SECONDS = 2.0  # of each forward measurement
+MOST_EPOCHS = 50
+
+
+def rate(step: Callable[[], int], seconds: float = SECONDS) -> float:
+    """Images a second of a step that returns how many it did, after one step to warm up."""
+    step()
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        done += step()
+    return done / elapsed
+
+
+def on_each_core(make: Callable[[], Callable[[], int]]) -> float:
+    """The summed rate of one single-threaded step a core."""
+
+    def work(_: int) -> float:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            return rate(make())
+
+    with runtime.torch_threads(1), ThreadPoolExecutor(runtime.cores()) as pool:
+        return sum(pool.map(work, range(runtime.cores())))
+
+
+def forward_limit(backbone: Backbone) -> pd.DataFrame:
+    """Images a second of the bare network, for each way to run it; best first."""
+    rows = []
+    dtypes = {torch.float32, runtime.default(None).dtype}
+    folded = {False: backbone.network, True: fuse(copy.deepcopy(backbone.network))}
+    for dtype, fold, batch, last in itertools.product(dtypes, folded, (8, 16, 32, 64), (0, 1)):
+        layout = torch.channels_last if last else torch.contiguous_format
+        network = copy.deepcopy(folded[fold]).to(dtype=dtype).to(memory_format=layout)
+        images = torch.randn(batch, 3, 224, 224).to(dtype).contiguous(memory_format=layout)
+
+        def step(network: nn.Module = network, images: Tensor = images) -> int:
+            return len(network(images))
+
+        with torch.inference_mode():
+            together = rate(step)
+        for threads, found in (("all cores", together), ("one a core", on_each_core(lambda: step))):
+            settings = (str(dtype).removeprefix("torch."), fold, batch, bool(last), threads)
+            rows.append((*settings, found))
+    columns = ["dtype", "folded", "batch", "channels last", "threads", "images/s"]
+    return pd.DataFrame(rows, columns=columns).sort_values("images/s", ascending=False)
+
+
+def decode_limit(data: Dataset, backbone: Backbone) -> float:
+    """Images a second of decoding alone, on all cores."""
+    numbers = itertools.cycle(range(len(data)))
+
+    def step() -> int:
+        for _ in range(16):
+            backbone.preprocess.geometry(data.x[next(numbers)])
+        return 16
+
+    return on_each_core(lambda: step)
+
+
+def ours(data: Dataset, backbone: Backbone) -> float:
+    """Images a second of ``extract`` with an empty cache, everything included."""
+    with tempfile.TemporaryDirectory() as cache:
+        before = os.environ.get(runtime.CACHE_VARIABLE)
+        os.environ[runtime.CACHE_VARIABLE] = cache
+        try:
+            start = time.perf_counter()
+            tl.features.extract(data, backbone)
+            return len(data) / (time.perf_counter() - start)
+        finally:
+            del os.environ[runtime.CACHE_VARIABLE]
+            if before is not None:
+                os.environ[runtime.CACHE_VARIABLE] = before
+
+
+def write_folder(data: Dataset, folder: Path) -> None:
+    """The photographs as files, a folder a class, as the peers' loaders want them."""
+    for i, name in enumerate(data.ids):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.x.read(i))
+
+
+def tutorial_loop(folder: Path, backbone: Backbone) -> float:
+    """Images a second of an epoch of the tutorial's fixed feature extractor."""
+    transforms = torchvision.transforms
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(backbone.preprocess.mean, backbone.preprocess.std),
+        ]
+    )
+    images = torchvision.datasets.ImageFolder(str(folder), transform)
+    loader = torch.utils.data.DataLoader(images, batch_size=4, shuffle=True, num_workers=4)
+    body = copy.deepcopy(backbone.network).requires_grad_(False)
+    model = nn.Sequential(body, nn.Linear(backbone.dim, len(images.classes))).train()
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.001, momentum=0.9)
+    loss_function = nn.CrossEntropyLoss()
+    start = time.perf_counter()
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        loss = loss_function(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return len(images) / (time.perf_counter() - start)
+
+
+def fastai_loop(folder: Path, backbone: Backbone) -> float:
+    """Images a second of an epoch of a frozen ``vision_learner``, without its validation pass."""
+    from fastai.vision.all import (
+        ImageDataLoaders,
+        aug_transforms,
+        vision_learner,
+    )
+    from torchvision.models import mobilenet_v2
+
+    loaders = ImageDataLoaders.from_folder(
+        folder, valid_pct=0.01, seed=0, bs=64, item_tfms=None, batch_tfms=aug_transforms()
+    )
+    learner = vision_learner(loaders, mobilenet_v2, pretrained=False)
+    learner.freeze()
+    learner.remove_cbs(learner.cbs.filter(lambda cb: cb.name in ("progress", "recorder")))
+    start = time.perf_counter()
+    with learner.no_logging(), learner.no_bar():
+        learner.fit(1)
+    return len(loaders.train.items) / (time.perf_counter() - start)
+
+
+def epochs_needed(bank: Dataset, step: str) -> int | None:
+    """Epochs on cached features until the validation accuracy reaches the target.
+
+    The tutorial's head is a linear layer under SGD (rate 0.001, momentum 0.9, batch 4, a tenth of
+    the rate every 7 epochs); fastai's is two blocks of BatchNorm, dropout and a linear layer under
+    one-cycle Adam (rate 0.001, batch 64), here on the average-pooled half of its input. None: not
+    within 50 epochs, or within the 25 of the tutorial.
+    """
+    torch.manual_seed(0)
+    d, m, n = bank.x.shape[1], len(bank.classes), len(bank.train)
+    if step == "tutorial":
+        head: nn.Module = nn.Linear(d, m)
+        batch, most = 4, 25
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(head.parameters(), 0.001, momentum=0.9)
+        schedule: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.StepLR(
+            optimizer, 7 * -(-n // batch), 0.1
+        )
+    else:
+        head = nn.Sequential(
+            nn.BatchNorm1d(d), nn.Dropout(0.25), nn.Linear(d, 512, bias=False), nn.ReLU(),
+            nn.BatchNorm1d(512), nn.Dropout(0.5), nn.Linear(512, m, bias=False),
+        )  # fmt: skip
+        batch, most = 64, MOST_EPOCHS
+        optimizer = torch.optim.Adam(head.parameters(), 0.001)
+    for epochs in [1, 2, 3, 5, 8, 12, 20, 30, 50] if step == "fastai" else [most]:
+        if step == "fastai":  # one cycle over so many epochs: each length is a run of its own
+            for part in head.modules():
+                if hasattr(part, "reset_parameters"):
+                    part.reset_parameters()
+            optimizer = torch.optim.Adam(head.parameters(), 0.001)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, 0.002, total_steps=epochs * -(-n // batch)
+            )
+        reached = _train_head(head, optimizer, schedule, bank, batch, epochs, step == "tutorial")
+        if reached is not None:
+            return reached
+    return None
+
+
+def _train_head(
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    bank: Dataset,
+    batch: int,
+    epochs: int,
+    stop_early: bool,
+) -> int | None:
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(1, epochs + 1):
+        head.train()
+        for x, y in bank.train.batches(batch, generator):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(head(x), y).backward()
+            optimizer.step()
+            schedule.step()
+        head.eval()
+        with torch.no_grad():
+            hits = head(bank.validation.x).argmax(1) == bank.validation.y
+        if (stop_early or epoch == epochs) and hits.float().mean() >= TARGET:
+            return epoch
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with the dogs and weights")
+    parser.add_argument("--images", type=int, default=2000, help="photographs for the rates")
+    parser.add_argument("--no-fastai", action="store_true", help="leave fastai out")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    run = tl.setup()
+    backbone = tl.models.backbone(
+        "mobilenet_v2", weights=arguments.data / "mobilenet_v2_imagenet.safetensors"
+    )
+    dogs = tl.datasets.stanford_dogs(arguments.data)
+    some = dogs.few(-(-arguments.images // len(dogs.classes)))._rows(
+        torch.arange(arguments.images).numpy()
+    )
+    with runtime.keep_memory():
+        table = forward_limit(backbone)
+    print(table.head(5).to_string(index=False, float_format="%.0f"))
+    plain = table[(table.dtype == "float32") & ~table.folded & (table.batch == 64)]
+    forward, decode = table["images/s"].iloc[0], decode_limit(dogs, backbone)
+    limit = 1 / (1 / forward + 1 / decode)
+    rates = {"forward, float32, batch 64, as it comes": plain["images/s"].min()}
+    rates |= {"forward": forward, "decode": decode, "limit": limit, "ours": ours(some, backbone)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_folder(some, folder)
+        rates["tutorial"] = tutorial_loop(folder, backbone)
+        if not arguments.no_fastai:
+            rates["fastai"] = fastai_loop(folder, backbone)
+    print(f"\n{len(some):,} photographs, {run.device.type}, {runtime.cores()} cores")
+    for name, value in rates.items():
+        print(f"{name:42}{value:8.0f} images/s {rates['ours'] / value:8.2f} x as fast is ours")
+    times = time_to_target(dogs, backbone, rates)
+    print(f"\nminutes to {TARGET:.0%} validation accuracy")
+    for name, (minutes, how) in times.items():
+        print(f"{name:12}{minutes:8.1f}  {how}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rates": rates, "minutes": times}, indent=1) + "\n")
+
+
+def time_to_target(
+    dogs: Dataset, backbone: Backbone, rates: dict[str, float]
+) -> dict[str, tuple[float, str]]:
+    """Minutes from files to the target accuracy: ours measured, the peers' estimated."""
+    start = time.perf_counter()
+    bank = tl.features.extract(dogs, backbone)
+    extracted = time.perf_counter() - start
+    probe = tl.probe.fit(bank)
+    minutes = (time.perf_counter() - start) / 60
+    reached = tl.evaluate.validate(probe, bank.validation)
+    how = f"measured: {len(dogs):,} images in {extracted:.0f} s, then the probe; reaches {reached}"
+    times = {"ours": (minutes, how)}
+    for peer in ("tutorial", "fastai"):
+        if peer in rates:
+            epochs = epochs_needed(bank, peer)
+            passes = epochs or (25 if peer == "tutorial" else MOST_EPOCHS)
+            needed = f"{passes} epochs" if epochs else f"not reached in {passes} epochs"
+            minutes = len(bank.train) * passes / rates[peer] / 60
+            times[peer] = (minutes, f"estimated: {needed} x one measured pass")
+    return times
+
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("fork")
+    main()

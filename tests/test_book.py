@@ -1,0 +1,442 @@
+"""The built book in a browser: every page of ``_build/html``, opened from a server of this machine.
+
+A page is opened once; what was seen is kept as :class:`Visit`, and each test asks one thing of it.
+Every check is also shown to fail, on a page that does everything wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urldefrag
+
+import pytest
+import yaml
+from conftest import need
+from playwright.sync_api import Browser, Page, sync_playwright
+from test_chapters import CHAPTERS, OWN_PATH, ROOT, Document, claims
+
+HTML = ROOT / "_build" / "html"
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+# Chromium must not look for updates and the like: where there is no network, it waits for them.
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# sphinx-book-theme declares it twice on pages of notebooks; nothing depends on it.
+UPSTREAM = re.compile(r"Identifier 'THEBE_JS_URL' has already been declared")
+
+FACTS = r"""
+() => {
+  const article = document.querySelector(".bd-article") || document.body;
+  const all = (query, where = document) => Array.from(where.querySelectorAll(query));
+  const raw = [];
+  const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (node.parentElement.closest("pre, code, script, style, mjx-container")) continue;
+    const found = node.data.match(/\$\$|\\\(|\\\[|\\begin\{|\$[^$\n]{1,60}\$/);
+    if (found) raw.push(node.data.trim().slice(0, 80));
+  }
+  return {
+    formulas: all(".math").length,
+    unset: all(".math").filter(e => !e.querySelector("mjx-container")).map(e => e.textContent),
+    errors: all("mjx-merror, [data-mjx-error]").map(e => e.textContent),
+    raw: raw,
+    dollars: all(".math").filter(e => /\$$/.test(e.previousSibling?.data || "")
+      || /^\$/.test(e.nextSibling?.data || "")).map(e => e.textContent),
+    images: all("img").map(e => ({
+      alt: e.getAttribute("alt") || "", source: e.getAttribute("src").slice(0, 80),
+      output: e.closest(".cell_output") !== null})),
+    drawings: all(".cell_output svg")
+      .filter(e => !e.getAttribute("aria-label") && !e.querySelector("title")).length,
+    claims: all(".tl-claim").length,
+    stderr: all(".cell_output .stderr, .cell_output .traceback").map(e => e.textContent.trim()),
+    links: all("a[href]").map(e => e.href),
+    ids: all("[id]").map(e => e.id),
+    text: article.textContent,
+  };
+}
+"""
+OVERFLOW = """
+() => {
+  const root = document.documentElement;
+  if (root.scrollWidth <= root.clientWidth) return [];
+  const scrolls = e => e && (getComputedStyle(e).overflowX !== "visible" && e !== document.body
+                             || scrolls(e.parentElement));
+  const wide = e => e.scrollWidth > root.clientWidth
+    || e.getBoundingClientRect().right > root.clientWidth + 0.5;
+  return [`${root.scrollWidth} px wide`].concat(Array.from(document.querySelectorAll("body *"))
+    .filter(e => wide(e) && !scrolls(e)).slice(-3)
+    .map(e => `${e.tagName}.${e.className}: ${e.textContent}`.replace(/\\s+/g, " ").slice(0, 90)));
+}
+"""
+LIGHTNESS = """
+() => {
+  const lightness = name => {
+    const [r, g, b] = getComputedStyle(document.body)[name].match(/[\\d.]+/g).map(Number);
+    return (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255;
+  };
+  return {theme: document.documentElement.dataset.theme || "",
+          ground: lightness("backgroundColor"), ink: lightness("color")};
+}
+"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What was seen on a page.
+
+    Attributes:
+        address: where the page was opened.
+        console: errors that it wrote to the console or threw.
+        failed: requests of its own site that failed.
+        outside: requests that it made to other sites; they were refused.
+        facts: what the page consists of, see ``FACTS``.
+        overflow: what is wider than a telephone; empty if nothing is.
+        light, dark: theme, lightness of ground and ink (0 to 1), before and after the theme's
+            button was pressed.
+    """
+
+    address: str
+    console: tuple[str, ...]
+    failed: tuple[str, ...]
+    outside: tuple[str, ...]
+    facts: dict[str, Any]
+    overflow: tuple[str, ...]
+    light: dict[str, Any]
+    dark: dict[str, Any]
+
+
+def visit(browser: Browser, address: str) -> Visit:
+    """Open a page, look at it on a desktop, switch to dark, look at it on a telephone."""
+    origin = "/".join(address.split("/")[:3]) + "/"
+    console: list[str] = []
+    failed: list[str] = []
+    outside: list[str] = []
+
+    context = browser.new_context(viewport=DESKTOP, color_scheme="light")  # type: ignore[arg-type]
+    page = context.new_page()
+    page.on("pageerror", lambda error: console.append(str(error)))
+    page.on("console", lambda m: console.append(m.text) if m.type == "error" else None)
+    page.on("requestfailed", lambda r: failed.append(r.url) if r.url.startswith(origin) else None)
+    page.on("response", lambda r: failed.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+
+    def refuse(route: Any) -> None:
+        outside.append(route.request.url)
+        route.abort()
+
+    page.route(lambda url: not url.startswith((origin, "data:", "blob:")), refuse)
+    try:
+        page.goto(address, wait_until="load")
+        page.evaluate("() => window.MathJax?.startup?.promise")
+        facts = page.evaluate(FACTS)
+        light = page.evaluate(LIGHTNESS)
+        dark = press_theme_button(page)
+        page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+        overflow = page.evaluate(OVERFLOW)
+    finally:
+        context.close()
+    return Visit(
+        address,
+        tuple(console),
+        tuple(failed),
+        tuple(outside),
+        facts,
+        tuple(overflow),
+        light,
+        dark,
+    )
+
+
+def press_theme_button(page: Page) -> dict[str, Any]:
+    """Press the button until the page is dark, three times at most; what it looks like then."""
+    seen: dict[str, Any] = page.evaluate(LIGHTNESS)
+    buttons = page.locator("button.theme-switch-button:visible")
+    for _ in range(3 if buttons.count() else 0):
+        if seen["theme"] == "dark":
+            break
+        buttons.first.click()
+        seen = page.evaluate(LIGHTNESS)
+    return seen
+
+
+# Checks: each returns what it finds wrong
+
+
+def console_errors(seen: Visit) -> list[str]:
+    # A request that was refused or failed writes an error too; it has checks of its own.
+    return [
+        text
+        for text in seen.console
+        if not UPSTREAM.search(text) and not text.startswith("Failed to load resource")
+    ]
+
+
+def failed_requests(seen: Visit) -> list[str]:
+    return list(seen.failed)
+
+
+def outside_requests(seen: Visit) -> list[str]:
+    return list(seen.outside)
+
+
+def mathematics(seen: Visit) -> list[str]:
+    return [
+        *(f"not set: {text}" for text in seen.facts["unset"]),
+        *(f"set with an error: {text}" for text in seen.facts["errors"]),
+        *(f"in the text as it was typed: {text}" for text in seen.facts["raw"]),
+        *(f"with a dollar beside it: {text}" for text in seen.facts["dollars"]),
+    ]
+
+
+def alternative_texts(seen: Visit) -> list[str]:
+    found = []
+    for image in seen.facts["images"]:
+        # Where there is no alt text the build writes the image's path.
+        words = [] if re.search(r"\.(png|svg|jpe?g)$", image["alt"]) else image["alt"].split()
+        if len(words) < (5 if image["output"] else 1):
+            found.append(f"{image['source']} has the alt text {image['alt']!r}")
+    if count := seen.facts["drawings"]:
+        found.append(f"{count} drawings (svg) have neither aria-label nor title")
+    return found
+
+
+def phone_width(seen: Visit) -> list[str]:
+    return list(seen.overflow)
+
+
+def dark_mode(seen: Visit) -> list[str]:
+    found = []
+    if not seen.light["ground"] > seen.light["ink"]:
+        found.append(f"the page is not light at first: {seen.light}")
+    if not (seen.dark["theme"] == "dark" and seen.dark["ground"] < 0.3 < 0.6 < seen.dark["ink"]):
+        found.append(f"the button does not make it dark: {seen.dark}")
+    return found
+
+
+def program_errors(seen: Visit) -> list[str]:
+    return [text[:200] for text in seen.facts["stderr"]]
+
+
+def paths_of_machines(seen: Visit) -> list[str]:
+    return [match[0] for match in OWN_PATH.finditer(seen.facts["text"])]
+
+
+CHECKS: dict[str, Callable[[Visit], list[str]]] = {
+    function.__name__: function
+    for function in (
+        console_errors,
+        failed_requests,
+        outside_requests,
+        mathematics,
+        alternative_texts,
+        phone_width,
+        dark_mode,
+        program_errors,
+        paths_of_machines,
+    )
+}
+
+
+# The book
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing: failed requests are seen from the page."""
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True  # a connection that Chromium keeps open does not hold up the end
+
+
+def serve(folder: Path) -> tuple[Server, str]:
+    """A server of a folder, on a free port, and its address."""
+    server = Server(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}/"
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_path: Path) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium_path, args=CHROMIUM)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def look(browser: Browser) -> Iterator[Callable[[str], Visit]]:
+    """A function from the name of a page to its visit; each page is opened once."""
+    need(
+        "browser",
+        (HTML / "chapters" / "index.html").is_file(),
+        "There is no built book in _build/html: run `make book` first.",
+    )
+    server, address = serve(HTML)
+    yield functools.cache(lambda page: visit(browser, address + page))
+    server.shutdown()
+    server.server_close()
+
+
+def pages() -> list[str]:
+    """The built pages; the landing page stands for all where nothing is built."""
+    found = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html"))
+    # The page at the root only leads on to the landing page.
+    shown = [page for page in found if page != "index.html" and not page.startswith("_static/")]
+    return shown or ["chapters/index.html"]
+
+
+def chapter_pages() -> list[str]:
+    """The pages that are made from notebooks, from the folder of the notebooks."""
+    return [f"chapters/{path.stem}.html" for path in sorted(CHAPTERS.glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("page", pages())
+@pytest.mark.parametrize("name", CHECKS)
+def test_page(name: str, page: str, look: Callable[[str], Visit]) -> None:
+    found = CHECKS[name](look(page))
+    assert not found, "\n".join([f"{page}:", *found])
+
+
+def test_every_page_of_the_contents_was_built(look: Callable[[str], Visit]) -> None:
+    sources = [path for path in CHAPTERS.iterdir() if path.suffix in (".ipynb", ".md")]
+    wanted = {f"chapters/{path.stem}.html" for path in sources}
+    assert wanted <= set(pages())
+
+
+def test_the_root_leads_to_the_landing_page(browser: Browser, look: Callable[[str], Visit]) -> None:
+    landing = look("chapters/index.html").address
+    page = browser.new_page()
+    page.goto(landing.removesuffix("chapters/index.html"))
+    page.wait_for_url("**/chapters/index.html")
+    page.close()
+
+
+def test_some_page_has_mathematics(look: Callable[[str], Visit]) -> None:
+    # Else the check of the mathematics would have looked at nothing.
+    assert sum(look(page).facts["formulas"] for page in pages()) > 0
+
+
+def test_links_within_the_book_lead_somewhere(look: Callable[[str], Visit]) -> None:
+    dead = []
+    for page in pages():
+        seen = look(page)
+        root = seen.address.removesuffix(page)
+        for link in seen.facts["links"]:
+            address, fragment = urldefrag(link)
+            if not address.startswith(root):
+                continue
+            target = unquote(address.removeprefix(root)).partition("?")[0]
+            if not (HTML / target).is_file():
+                dead.append(f"{page} links to {target}, which does not exist")
+                continue
+            anchor = unquote(fragment)
+            if anchor and target in pages() and anchor not in look(target).facts["ids"]:
+                dead.append(f"{page} links to {target}#{anchor}, which does not exist")
+    assert sorted(set(dead)) == []
+
+
+def colab_start() -> str:
+    setting = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["repository"]
+    project = setting["url"].removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{project}/blob/{setting['branch']}/"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_colab_buttons_open_a_notebook(page: str, look: Callable[[str], Visit]) -> None:
+    links = [link for link in look(page).facts["links"] if "colab.research" in link]
+    for link in links:
+        assert link.startswith(colab_start())
+        notebook = ROOT / link.removeprefix(colab_start())
+        assert notebook.is_file()
+        assert notebook.suffix == ".ipynb"
+    if page in chapter_pages():
+        assert colab_start() + page.removesuffix(".html") + ".ipynb" in links
+
+
+@pytest.mark.parametrize("page", chapter_pages())
+def test_pages_show_every_claim(page: str, look: Callable[[str], Visit]) -> None:
+    source = Document.read((ROOT / page).with_suffix(".ipynb"))
+    wanted = sum(len(list(claims(cell.source))) for cell in source.code)
+    assert look(page).facts["claims"] == wanted
+
+
+# The checks themselves
+
+WRONG = """<!doctype html><html><head><title>Wrong</title>
+<link rel="stylesheet" href="http://elsewhere.invalid/style.css"></head>
+<body style="background: white; color: black">
+<script>console.error("something broke"); undefinedFunction();</script>
+<img src="missing.png"><div class="cell_output"><img src="data:," alt="_images/figure.png">
+<img src="data:," alt="A curve"><svg></svg><pre class="stderr">Warning!</pre></div>
+<span class="math">\\(x\\)</span>
+$<span class="math"><mjx-container><mjx-merror>Misplaced &</mjx-merror></mjx-container></span>
+and $$y$$ in /home/somebody/book
+<div style="width: 900px">wide</div></body></html>"""
+
+RIGHT = """<!doctype html><html><head><title>Right</title></head>
+<body style="background: white; color: black"><script>
+function toggle() { document.documentElement.dataset.theme = "dark";
+document.body.style.background = "#111"; document.body.style.color = "#eee"; }</script>
+<button class="theme-switch-button" onclick="toggle()">dark</button>
+<img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" alt="Logo">
+<span class="math"><mjx-container>x</mjx-container></span> costs $5 <code>$$</code>
+<svg></svg></body></html>"""
+
+FOUND = {
+    "console_errors": ["something broke", "undefinedFunction is not defined"],
+    "failed_requests": [r"404 .*/missing\.png"],
+    "outside_requests": [r"http://elsewhere\.invalid/style\.css"],
+    "mathematics": [
+        r"not set: \\\(x\\\)",
+        "Misplaced &",
+        "as it was typed",
+        "as it was typed",
+        "beside it",
+    ],
+    "alternative_texts": ["missing.png", "figure.png", "A curve", "1 drawings"],
+    "phone_width": [r"9\d\d px wide", "DIV"],
+    "dark_mode": ["does not make it dark"],
+    "program_errors": ["Warning!"],
+    "paths_of_machines": ["/home/"],
+}
+
+
+@pytest.fixture(scope="module")
+def samples(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Visit]]:
+    folder = tmp_path_factory.mktemp("samples")
+    server, address = serve(folder)
+    seen = {}
+    for name, content in (("wrong", WRONG), ("right", RIGHT)):
+        (folder / f"{name}.html").write_text(content, "utf-8")
+        seen[name] = visit(browser, f"{address}{name}.html")
+    yield seen
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_check_finds_what_it_is_for(name: str, samples: dict[str, Visit]) -> None:
+    found = CHECKS[name](samples["wrong"])
+    assert len(found) == len(FOUND[name]), found
+    for text, pattern in zip(found, FOUND[name], strict=True):
+        assert re.search(pattern, text), found
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_check_leaves_what_is_right(name: str, samples: dict[str, Visit]) -> None:
+    assert CHECKS[name](samples["right"]) == []

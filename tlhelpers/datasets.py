@@ -1,0 +1,862 @@
+"""Photographs as data sets: Stanford Dogs, or a folder with one folder a class.
+
+Images stay where they are, in a folder or in an uncompressed tar, and are decoded when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import tarfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from xml.etree import ElementTree
+
+import numpy as np
+import scipy.io
+import simplejpeg  # type: ignore[import-untyped]
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from tlhelpers import runtime
+from tlhelpers.download import fetch
+from tlhelpers.splits import Dataset
+
+DOGS_IMAGENET: tuple[int, ...] = (*(i for i in range(151, 269) if i != 251), 273, 274, 275)
+"""The 120 breeds among ImageNet's 1,000 classes, in wnid order (251 is the dalmatian)."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in stored pixels, x1 and y1 not included
+
+
+class Source(Protocol):
+    """Where files lie: :class:`Folder` or :class:`Archive`.
+
+    Attributes:
+        label: what to call it in a message.
+        names: its files, as paths within it with ``/`` between the parts.
+        folders: its folders, likewise.
+    """
+
+    label: str
+    names: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file; from any thread."""
+        ...
+
+
+# --- images ------------------------------------------------------------------------------------
+
+
+class Images:
+    """A lazy sequence of image files: ``images[i]`` is read and decoded when asked for.
+
+    ``images[i]`` is a (3, height, width) uint8 tensor, RGB, with its channels last in memory
+    (which resizing and convolutions on a CPU prefer). Grayscale and CMYK become RGB,
+    transparency is dropped, and a turn that the camera noted (EXIF) is applied.
+
+    Args:
+        source: where the files are: a :class:`Folder` or an :class:`Archive`.
+        names: the files, in the order of the sequence; by default all image files of the source.
+        boxes: for each file the box ``(x0, y0, x1, y1)`` to cut out, in stored pixels.
+        size: side in pixels to which the largest centred square of each image is resized (with
+            antialiasing), so that all have one size; by default images keep their own.
+
+    Attributes:
+        names: the files' names, in order.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        names: Sequence[str] | None = None,
+        *,
+        boxes: Sequence[Box] | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.source = source
+        self.names = tuple(filter(_is_image, source.names) if names is None else names)
+        self.boxes = None if boxes is None else tuple(boxes)
+        self.size = size
+        if self.boxes is not None and len(self.boxes) != len(self.names):
+            raise ValueError(f"{len(self.names)} images need as many boxes, not {len(self.boxes)}.")
+        if size is not None and size < 1:
+            raise ValueError(f"size is a number of pixels from 1 on, found {size}.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        cut = ", cut to their boxes" if self.boxes is not None else ""
+        resized = f", {self.size} × {self.size}" if self.size else ""
+        return f"{len(self):,} images of {self.source.label}{cut}{resized}"
+
+    def __getitem__(self, i: int) -> Tensor:
+        """Image ``i``, (3, height, width) uint8.
+
+        Raises:
+            ValueError: if the file cannot be decoded whole, naming it.
+        """
+        name = self.names[i]
+        box = None if self.boxes is None else self.boxes[i]
+        try:
+            image = decode(self.source.read(name), box=box)
+        except ValueError as error:
+            raise ValueError(f"{name} in {self.source.label} is unreadable: {error}.") from error
+        return image if self.size is None else _square(image, self.size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def read(self, i: int) -> bytes:
+        """The bytes of file ``i`` as they are stored."""
+        return self.source.read(self.names[i])
+
+    def take(self, indices: Sequence[int]) -> Images:
+        """The images at ``indices``, in that order; nothing is read."""
+        boxes = None if self.boxes is None else [self.boxes[i] for i in indices]
+        names = [self.names[i] for i in indices]
+        return Images(self.source, names, boxes=boxes, size=self.size)
+
+    def stack(self) -> Tensor:
+        """All images as one (n, 3, height, width) uint8 tensor, decoded on all cores.
+
+        Raises:
+            ValueError: if there is no image, an image is unreadable, or their sizes differ.
+        """
+        if len(self) == 0:
+            raise ValueError("no images to stack: at least one is needed.")
+        first = self[0].permute(1, 2, 0).numpy()
+        out = np.empty((len(self), *first.shape), dtype=np.uint8)
+
+        def fill(i: int) -> None:
+            pixels = self[i].permute(1, 2, 0).numpy() if i else first
+            if pixels.shape != first.shape:
+                raise ValueError(
+                    f"images of one size are needed, but {self.names[0]} has {first.shape[0]} × "
+                    f"{first.shape[1]} pixels (height × width) and {self.names[i]} has "
+                    f"{pixels.shape[0]} × {pixels.shape[1]}. Load the data set with size=224, say, "
+                    f"to resize them."
+                )
+            # NumPy copies in this thread; torch would wake all of its own for each image.
+            out[i] = pixels
+
+        with ThreadPoolExecutor(runtime.cores()) as pool:
+            for _ in pool.map(fill, range(len(self))):
+                pass  # errors surface here
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    def digest(self) -> str:
+        """sha256 over every file's bytes, the boxes and the size: what the pixels depend on."""
+        whole = hashlib.sha256(repr((self.boxes, self.size)).encode())
+        with ThreadPoolExecutor(runtime.cores()) as pool:
+            hashes = pool.map(lambda i: hashlib.sha256(self.read(i)).digest(), range(len(self)))
+            for part in hashes:
+                whole.update(part)
+        return whole.hexdigest()
+
+
+def _square(image: Tensor, size: int) -> Tensor:
+    # Cut, then resize: the other order would blow up a picture of 1 × 10,000 pixels.
+    square = F.center_crop(image, [min(image.shape[1:])])
+    return F.resize(square, [size, size], antialias=True)
+
+
+def decode(data: bytes, *, box: Box | None = None) -> Tensor:
+    """A JPEG, PNG or WebP file's bytes as a (3, height, width) uint8 RGB tensor.
+
+    JPEG goes through libjpeg-turbo in its strict mode. torchvision and Pillow refuse a file
+    that ends early too, but where bytes *within* the picture are damaged, or missing with the end
+    mark in place, both return grey or garbled rows without an error. (A progressive JPEG that ends
+    exactly between two of its passes, its end mark in place, is whole, only coarser.)
+
+    Args:
+        data: the file's bytes; the format is found from them, not from a name.
+        box: ``(x0, y0, x1, y1)`` to cut out, in stored pixels, before any turn.
+
+    Raises:
+        ValueError: if the bytes are damaged, cut off, or in another format; or if the box lies
+            outside the image.
+    """
+    if data[:2] == b"\xff\xd8":
+        pixels, turn = _decode_jpeg(data)
+    else:
+        pixels, turn = _decode_with_pillow(data, "PNG", "WEBP")
+    if box is not None:
+        height, width, _ = pixels.shape
+        x0, y0, x1, y1 = max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height)
+        if x0 >= x1 or y0 >= y1:
+            raise ValueError(f"its box {box} leaves nothing of {width} × {height} pixels")
+        pixels = pixels[y0:y1, x0:x1]
+    return torch.from_numpy(np.ascontiguousarray(_TURNS[turn](pixels))).permute(2, 0, 1)
+
+
+# EXIF orientation → what makes the stored pixels upright.
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: p[::-1].transpose(1, 0, 2),
+    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda p: p[:, ::-1].transpose(1, 0, 2),
+}
+
+
+def _decode_jpeg(data: bytes) -> tuple[np.ndarray, int]:
+    """(height, width, 3) uint8, and the EXIF orientation."""
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        if _DAMAGE.match(str(error)):
+            raise
+        # The strict mode also minds what leaves the pixels alone (a revision number, say), and
+        # TurboJPEG knows the usual chroma subsamplings only.
+        return _decode_with_pillow(data, "JPEG")
+    return pixels, _open_with_pillow(data, "JPEG")[1] if b"Exif\0\0" in data else 1
+
+
+_DAMAGE = re.compile("Corrupt JPEG data: (?!bad ICC)|Premature end")  # libjpeg's words
+
+
+def _decode_with_pillow(data: bytes, *formats: str) -> tuple[np.ndarray, int]:
+    """The same for what is rarer, by Pillow, which knows all kinds of each format."""
+    image, turn = _open_with_pillow(data, *formats)
+    try:
+        if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+            gray = (np.asarray(image) >> 8).astype(np.uint8)
+            return np.repeat(gray[:, :, None], 3, axis=2), turn
+        return np.array(image.convert("RGB")), turn
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _open_with_pillow(data: bytes, *formats: str) -> tuple[Image.Image, int]:
+    """The image, not decoded yet, and its EXIF orientation."""
+    if not data:
+        raise ValueError("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+        turn = image.getexif().get(0x0112, 1)
+    except Image.UnidentifiedImageError:
+        raise ValueError("it is not a whole JPEG, PNG or WebP file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+    return image, turn if turn in _TURNS else 1
+
+
+# --- where files lie ---------------------------------------------------------------------------
+
+
+class Folder:
+    """The files in a folder and in its folders, hidden ones left out."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.label = self.path.resolve().name
+        names: list[str] = []
+        folders: list[str] = []
+        outer = ["", *(f"{name}/" for name in _visible(self.path, folders=True))]
+        for within in outer:
+            names += [within + name for name in _visible(self.path / within, folders=False)]
+            folders += [within + name for name in _visible(self.path / within, folders=True)]
+        self.names, self.folders = tuple(names), tuple(folders)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        return (self.path / name).read_bytes()
+
+
+def _visible(path: Path, *, folders: bool) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(e.name for e in entries if e.is_dir() == folders and _is_visible(e.name))
+
+
+class Archive:
+    """An uncompressed tar whose files are read in place, from any thread.
+
+    Nothing is unpacked: there is one copy on disk, and no half-unpacked folder after an
+    interruption. An archive in which something would land outside the folder it is unpacked to is
+    refused all the same, since nobody makes one by accident.
+
+    Raises:
+        ValueError: if the file is compressed, no tar, cut off, or holds a link, a device, a name
+            twice, or a path that leads out.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.label = self.path.name
+        members = _members(self.path)
+        self.folders = tuple(_clean(m.name) for m in members if m.isdir())
+        self._where = {_clean(m.name): (m.offset_data, m.size) for m in members if m.isreg()}
+        self.names = tuple(name for name in self._where if _is_visible(name))
+        self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+            ValueError: if the archive has become shorter since it was opened.
+        """
+        offset, size = self._where[name]
+        if hasattr(os, "pread"):
+            data = os.pread(self._descriptor, size, offset)
+        else:  # Windows
+            with self._lock:
+                os.lseek(self._descriptor, offset, os.SEEK_SET)
+                data = os.read(self._descriptor, size)
+        if len(data) < size:
+            raise ValueError(f"{len(data):,} of its {size:,} bytes are in the archive")
+        return data
+
+
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh91A": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+
+
+def _members(path: Path) -> list[tarfile.TarInfo]:
+    """The members of a tar, if it is whole and harmless."""
+    with path.open("rb") as file:
+        start = file.read(6)
+        if kind := next((k for magic, k in _COMPRESSED.items() if start.startswith(magic)), None):
+            raise ValueError(
+                f"{path.name} is compressed ({kind}), so its files cannot be read in place. Unpack "
+                f"it and pass the folder, or make it an uncompressed tar."
+            )
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                members = tar.getmembers()
+        except tarfile.TarError as error:
+            raise ValueError(
+                f"{path.name} is not a tar archive, or not all of it ({error}). Fetch it again."
+            ) from error
+        last = members[-1] if members else None
+        file.seek(0 if last is None else last.offset_data + -(-last.size // 512) * 512)
+        # Python's tarfile takes a broken header, or the file's end, for the archive's end.
+        if file.read(512) != bytes(512):
+            raise ValueError(
+                f"{path.name} has no end mark after {len(members):,} members: it is cut off or "
+                f"damaged. Fetch it again."
+            )
+    seen: set[str] = set()
+    for member in members:
+        _require_harmless(member, path, seen)
+    return members
+
+
+def _require_harmless(member: tarfile.TarInfo, path: Path, seen: set[str]) -> None:
+    name, why = member.name, None
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        why = "is neither a plain file nor a folder"
+    elif name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or name[1:2] == ":":
+        why = "would land outside the folder it is unpacked to"
+    elif member.isreg() and _clean(name) in seen:
+        why = "is there twice"
+    if why is not None:
+        raise ValueError(
+            f"{path.name} was not read: its member {name!r} {why}. Fetch the archive from a place "
+            f"that you trust."
+        )
+    seen.add(_clean(name))
+
+
+def _clean(name: str) -> str:
+    return name.removeprefix("./").rstrip("/") or "."
+
+
+def _is_visible(name: str) -> bool:
+    return not name.rpartition("/")[2].startswith(".")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+# --- Stanford Dogs -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A file on the data set's own server."""
+
+    name: str
+    size: int
+    sha256: str
+
+    @property
+    def url(self) -> str:
+        return f"http://vision.stanford.edu/aditya86/ImageNetDogs/{self.name}"
+
+
+# The images come last: where they are, the rest is there too.
+DOGS_FILES = (
+    _Remote(
+        "lists.tar", 481_280, "34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c"
+    ),
+    _Remote(
+        "annotation.tar",
+        21_852_160,
+        "662ed36f707be6b195c2fda392d8e153e83af28cedc8e2134a649f198def30fd",
+    ),
+    _Remote(
+        "images.tar",
+        793_579_520,
+        "a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58",
+    ),
+)
+
+TRAIN, VALIDATION, TEST = 90, 10, 48  # images a breed, where the official lists are absent
+OFFICIAL_SPLIT = "official (90/10/rest)"
+HASHED_SPLIT = f"sha256 {TRAIN}/{VALIDATION}/{TEST}"
+
+
+def stanford_dogs(
+    path: Path | str | None = None,
+    *,
+    lists: Path | str | Literal[False] | None = None,
+    crop: bool = False,
+    size: int | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Stanford Dogs: photographs of 120 breeds, all of them taken from ImageNet.
+
+    With the official lists, the official split: the last 10 images a breed of its training part
+    are held out for validation, rows stand in the order of ``train_list.mat`` and then
+    ``test_list.mat``, so that ``few(k)`` is the official few-sample rule (the first k of each
+    class). Without them, our own split: per breed by the sha256 of the file's base name, ascending,
+    90 for training, 10 for validation, and up to 48 of the rest for testing. The name of
+    the split is on every result.
+
+    Args:
+        path: an uncompressed tar that holds ``Images/``; the folder ``Images``; or a folder that
+            holds ``images.tar``, one ``stanford_dogs*.tar``, or ``Images``. By default these are
+            looked for in the folder that ``TLHELPERS_DATA`` names, in its subfolder
+            ``stanford_dogs``, and where ``download=True`` puts them.
+        lists: ``lists.tar``, or a folder with ``train_list.mat`` and ``test_list.mat``. By default
+            they are looked for next to the images; False leaves them out.
+        crop: cut each photograph to its annotated box (where several dogs are annotated, to the
+            first); needs ``annotation.tar`` or the folder ``Annotation`` next to the images.
+        size: side in pixels to which the largest centred square is resized, see :class:`Images`.
+        download: where no path is given and no images are found, fetch the three official
+            archives (816 MB) into the cache folder.
+
+    Returns:
+        a data set whose ids are paths below ``Images/``. Where it has exactly the 120 breeds,
+        ``imagenet`` is :data:`DOGS_IMAGENET`.
+
+    Raises:
+        FileNotFoundError: if images, lists or annotations that are needed are not there.
+        ValueError: if an archive is damaged or unsafe, a breed is empty or too small, or listed
+            images or annotations are missing.
+
+    Source: Khosla, Jayadevaprakash, Yao and Fei-Fei, "Novel dataset for fine-grained image
+    categorization", workshop on fine-grained visual categorization, CVPR 2011.
+    """
+    location = _locate_dogs(path, download=download)
+    homes = _homes(location)
+    photos = _find_photos(location)
+    listed = _read_lists(lists, homes)
+    rows = _hashed_rows(photos) if listed is None else _official_rows(photos, *listed)
+    ids = [i for i, _ in rows]
+    breeds = sorted({_folder(i) for i in ids})
+    number = {breed: label for label, breed in enumerate(breeds)}
+    wnids = "\n".join(breed.partition("-")[0] for breed in breeds)
+    is_whole = hashlib.sha256(wnids.encode()).hexdigest() == _WNIDS_SHA256
+    return Dataset(
+        name="stanford_dogs_cropped" if crop else "stanford_dogs",
+        classes=tuple(_breed_name(breed) for breed in breeds),
+        x=Images(
+            photos.source,
+            [photos.files[i] for i in ids],
+            boxes=_read_boxes(ids, homes) if crop else None,
+            size=size,
+        ),
+        labels=torch.tensor([number[_folder(i)] for i in ids]),
+        split=np.array([part for _, part in rows]),
+        ids=tuple(ids),
+        split_name=HASHED_SPLIT if listed is None else OFFICIAL_SPLIT,
+        imagenet=DOGS_IMAGENET if is_whole else None,
+    )
+
+
+_WNID_FOLDER = re.compile(r"n\d{8}-.+")
+# Of the 120 breeds' WordNet ids, one a line.
+_WNIDS_SHA256 = "c7f76b7e647fe4fbb0b8c35a30eb92eaf3f438f4addfaf8c88b56632b8367ace"
+
+Rows = list[tuple[str, str]]  # id and part of each image, in the data set's order
+
+
+def _folder(path: str) -> str:
+    """The folder that a file lies in: ``a/b/c.jpg`` → ``b``."""
+    return path.rpartition("/")[0].rpartition("/")[2]
+
+
+def _breed_name(folder: str) -> str:
+    """``n02090721-Irish_wolfhound`` → ``Irish wolfhound``."""
+    name = folder.partition("-")[2].replace("_", " ")
+    return name[0].upper() + name[1:]
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """The images of a source that lie in folders named like breeds.
+
+    Attributes:
+        source: where they lie.
+        files: id (``n02085620-Chihuahua/n02085620_10074.jpg``) → name in the source.
+    """
+
+    source: Source
+    files: dict[str, str]
+
+
+def _find_photos(location: Path) -> _Photos:
+    source: Source = Folder(location) if location.is_dir() else Archive(location)
+    names = [n for n in source.names if _is_image(n) and _WNID_FOLDER.fullmatch(_folder(n))]
+    files = {"/".join(name.split("/")[-2:]): name for name in names}
+    if not files:
+        raise ValueError(
+            f"{source.label} holds no photographs of Stanford Dogs: expected files like "
+            f"Images/n02085620-Chihuahua/n02085620_10074.jpg, found {len(source.names):,} files, "
+            f"none of that kind."
+        )
+    if len(files) < len(names):
+        twice = sorted(set(names) - set(files.values()))
+        raise ValueError(
+            f"{source.label} holds {len(twice):,} photographs in two places ({_some(twice)}): "
+            f"keep one folder Images/."
+        )
+    folders = {folder.rpartition("/")[2] for folder in source.folders}
+    empty = sorted(folders - {_folder(name) for name in names})
+    if empty := [folder for folder in empty if _WNID_FOLDER.fullmatch(folder)]:
+        raise ValueError(
+            f"{source.label} has {len(empty)} breeds without a photograph ({_some(empty)}). Fetch "
+            f"them again, or remove the empty folders to go without these breeds."
+        )
+    return _Photos(source, files)
+
+
+def _hashed_rows(photos: _Photos) -> Rows:
+    """Our split: a file's place depends on its name alone, so anybody can redo it."""
+    breeds: dict[str, list[str]] = {}
+    for i in photos.files:
+        breeds.setdefault(_folder(i), []).append(i)
+    least = TRAIN + VALIDATION + 1
+    if small := [f"{_breed_name(b)} has {len(i)}" for b, i in breeds.items() if len(i) < least]:
+        raise ValueError(
+            f"{photos.source.label}: the split {HASHED_SPLIT} needs {least} images of each breed "
+            f"or more, but {_some(small)}. Fetch the data set again; for pictures of your own "
+            f"use image_folder."
+        )
+    parts = ["train"] * TRAIN + ["validation"] * VALIDATION + ["test"] * TEST
+    return [
+        row
+        for breed in sorted(breeds)
+        for row in zip(sorted(breeds[breed], key=_name_hash), parts, strict=False)
+    ]
+
+
+def _name_hash(path: str) -> str:
+    return hashlib.sha256(path.rpartition("/")[2].encode()).hexdigest()
+
+
+def _official_rows(photos: _Photos, train: list[str], test: list[str]) -> Rows:
+    """The official split, with the last images a breed of the training part for validation."""
+    if missing := [i for i in train + test if i not in photos.files]:
+        raise ValueError(
+            f"{len(missing):,} of {len(train) + len(test):,} photographs on the official lists are "
+            f"not in {photos.source.label} ({_some(missing)}). Complete it, or pass lists=False "
+            f"for the split {HASHED_SPLIT}."
+        )
+    left: dict[str, int] = {}  # how many of its breed come after an image, counted backwards
+    parts = []
+    for i in reversed(train):
+        after = left[_folder(i)] = left.get(_folder(i), -1) + 1
+        parts.append("validation" if after < VALIDATION else "train")
+    if small := [_breed_name(breed) for breed, after in left.items() if after < VALIDATION]:
+        raise ValueError(
+            f"{VALIDATION} images a breed of train_list.mat are held out for validation, which "
+            f"leaves none of {_some(small)} for training. Fetch the official lists again."
+        )
+    return [*zip(train, reversed(parts), strict=True), *((i, "test") for i in test)]
+
+
+LISTS = ("train_list.mat", "test_list.mat")
+
+
+def _read_lists(
+    lists: Path | str | Literal[False] | None, homes: Sequence[Path]
+) -> tuple[list[str], list[str]] | None:
+    """The official training and test files in their order; None where there are no lists."""
+    if lists is False:
+        return None
+    if lists is not None:
+        places = [Path(lists).expanduser()]
+    else:
+        usual = [place for home in homes for place in (home / "lists.tar", home / "lists", home)]
+        places = [place for place in usual if place.exists()]
+    for place in places:
+        if not place.exists():
+            raise FileNotFoundError(
+                f"lists should be lists.tar or a folder with {' and '.join(LISTS)}, but {place} "
+                f"is not there. Correct it, or pass lists=False for the split {HASHED_SPLIT}."
+            )
+        found = _files_named(place, LISTS)
+        if len(found) == len(LISTS):
+            train, test = (_read_list(found[name], name) for name in LISTS)
+            return train, test
+        if found or place not in homes:
+            lost = " and no ".join(name for name in LISTS if name not in found)
+            raise FileNotFoundError(
+                f"the official split needs {' and '.join(LISTS)}, but {place} has no {lost}. Fetch "
+                f"lists.tar again, or pass lists=False for the split {HASHED_SPLIT}."
+            )
+    return None
+
+
+def _files_named(place: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Those of the named files that a tar holds, or a folder itself."""
+    if place.is_dir():
+        return {n: (place / n).read_bytes() for n in names if (place / n).is_file()}
+    archive = Archive(place)
+    bases = {full.rpartition("/")[2]: full for full in archive.names}
+    return {n: archive.read(bases[n]) for n in names if n in bases}
+
+
+def _read_list(data: bytes, name: str) -> list[str]:
+    file: Any = io.BytesIO(data)
+    try:
+        cells = scipy.io.loadmat(file, variable_names=["file_list"], squeeze_me=True)
+        return [str(cell) for cell in np.atleast_1d(cells["file_list"])]
+    except Exception as error:  # loadmat raises whatever a damaged file runs it into
+        raise ValueError(
+            f"{name} is not a MATLAB file with the variable file_list "
+            f"({type(error).__name__}: {error}). Fetch lists.tar again."
+        ) from error
+
+
+def _read_boxes(ids: Sequence[str], homes: Sequence[Path]) -> list[Box]:
+    """The first annotated box of each image; the files are named like the images, without .jpg."""
+    places = [
+        h / n for h in homes for n in ("annotation.tar", "Annotation", "annotations/Annotation")
+    ]
+    place = next((place for place in places if place.exists()), None)
+    if place is None:
+        raise FileNotFoundError(
+            f"crop=True needs the annotated boxes, but neither annotation.tar nor the folder "
+            f"Annotation lies next to the photographs, in {_some([str(h) for h in homes])}. Put "
+            f"it there, or leave crop out."
+        )
+    source: Source = Folder(place) if place.is_dir() else Archive(place)
+    files = {"/".join(name.split("/")[-2:]): name for name in source.names}
+    keys = [i.rpartition(".")[0] for i in ids]
+    if missing := [key for key in keys if key not in files]:
+        raise ValueError(
+            f"{len(missing):,} of {len(ids):,} photographs have no annotation in {place.name} "
+            f"({_some(missing)}). Complete it, or leave crop out."
+        )
+    return [_box(source.read(files[key]), key) for key in keys]
+
+
+def _box(xml: bytes, name: str) -> Box:
+    try:
+        first = ElementTree.fromstring(xml).find("object/bndbox")
+        if first is None:
+            raise ValueError("no object/bndbox")
+        x0, y0, x1, y1 = (int(first.findtext(tag, "")) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ValueError(
+            f"the annotation {name} holds no box (object/bndbox with xmin, ymin, xmax and ymax as "
+            f"whole numbers): {error}. Fetch annotation.tar again, or leave crop out."
+        ) from error
+    return x0, y0, x1, y1
+
+
+def _locate_dogs(path: Path | str | None, *, download: bool) -> Path:
+    """The tar, or the folder of breeds."""
+    if path is not None:
+        path = Path(path).expanduser()
+        if path.is_file():
+            return path
+        if path.is_dir() and (found := _images_in(path)):
+            return found
+        kind = "a folder without them" if path.is_dir() else "not there"
+        raise FileNotFoundError(
+            f"path should be an uncompressed tar of Stanford Dogs, the folder Images, or a folder "
+            f"that holds {_DOGS_NAMES}; {path} is {kind}."
+        )
+    data, cache = runtime.data_folder(), runtime.cache_folder() / "stanford_dogs"
+    for folder in [data, data / "stanford_dogs", cache] if data else [cache]:
+        if folder.is_dir() and (found := _images_in(folder)):
+            return found
+    if download:
+        for file in DOGS_FILES:
+            fetch(file.url, path=cache / file.name, size=file.size, sha256=file.sha256)
+        return cache / "images.tar"
+    looked = f"in {data}, its subfolder stanford_dogs, and {cache}" if data else f"in {cache}"
+    unset = "" if data else f" ({runtime.DATA_VARIABLE} is not set)"
+    raise FileNotFoundError(
+        f"no photographs of Stanford Dogs found: looked for {_DOGS_NAMES} {looked}{unset}. Pass "
+        f"path= if you have them; or put them into the folder that {runtime.DATA_VARIABLE} names; "
+        f"or pass download=True to fetch {sum(f.size for f in DOGS_FILES) / 1e6:.0f} MB from "
+        f"Stanford. The banks of features that the package ships need none of this."
+    )
+
+
+_DOGS_NAMES = "images.tar, stanford_dogs*.tar or Images/"
+
+
+def _images_in(folder: Path) -> Path | None:
+    """The images of the data set in a folder, in any layout that they come in."""
+    if any(_WNID_FOLDER.fullmatch(inner.name) for inner in folder.iterdir() if inner.is_dir()):
+        return folder
+    tars = sorted(folder.glob("stanford_dogs*.tar"))
+    if len(tars) > 1 and not (folder / "images.tar").is_file():
+        raise ValueError(
+            f"{folder} holds several archives ({_some([t.name for t in tars])}). Name one as path=."
+        )
+    places = [folder / "images.tar", *tars, folder / "Images", folder / "images" / "Images"]
+    return next((place for place in places if place.exists()), None)
+
+
+def _homes(location: Path) -> list[Path]:
+    """Where lists and annotations may lie: next to the images, or next to ``images/Images``."""
+    parent = location.parent
+    inside = [location] if location.is_dir() else []
+    return [*inside, parent, *([parent.parent] if parent.name == "images" else [])]
+
+
+# --- folders of one's own ----------------------------------------------------------------------
+
+
+def image_folder(
+    path: Path | str,
+    *,
+    train: float = 0.6,
+    validation: float = 0.2,
+    name: str | None = None,
+    size: int | None = None,
+) -> Dataset:
+    """Your own pictures: a folder with one folder a class, the folder's name being the class.
+
+    Within a class pictures are ordered by the sha256 of their file name, so that the split looks
+    random, is the same on every machine, and hardly changes when a picture is added. Near-copies
+    of one picture (frames of a film, say) can then lie on both sides of it: keep only one of
+    them.
+
+    Args:
+        path: the folder. JPEG, PNG and WebP files are read; hidden files are left out.
+        train: share of each class for training.
+        validation: share for validation; the rest is for testing. Each gets one picture at least.
+        name: the data set's name; by default the folder's.
+        size: side in pixels to which the largest centred square is resized, see :class:`Images`.
+
+    Returns:
+        a data set with the classes in alphabetical order and ids like ``cats/tom.jpg``.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the shares are not shares, there are fewer than two classes, a class has
+            fewer than three pictures, or pictures lie where they would be overlooked.
+    """
+    path = Path(path).expanduser()
+    if not (train > 0 and validation > 0 and train + validation < 1):
+        raise ValueError(
+            f"train and validation are shares above 0 that leave something for testing, found "
+            f"{train} and {validation}."
+        )
+    if not path.is_dir():
+        raise FileNotFoundError(f"path should be a folder with one folder a class, found {path}.")
+    source = Folder(path)
+    _require_one_level(source)
+    members: dict[str, list[str]] = {folder: [] for folder in source.folders}
+    for file in source.names:
+        if _is_image(file):
+            members[_folder(file)].append(file)
+    if small := [f"{c!r} has {len(files)}" for c, files in members.items() if len(files) < 3]:
+        raise ValueError(
+            f"each class needs 3 pictures or more, for training, validation and testing, but "
+            f"{_some(small)}. Add pictures, or remove the folder."
+        )
+    if len(members) < 2:
+        raise ValueError(f"{path} should hold 2 classes (folders) or more, found {len(members)}.")
+    rows = [
+        (file, part, label)
+        for label, folder in enumerate(sorted(members))
+        for file, part in zip(
+            sorted(members[folder], key=_name_hash),
+            _shares(len(members[folder]), train, validation),
+            strict=True,
+        )
+    ]
+    return Dataset(
+        name=path.resolve().name if name is None else name,
+        classes=tuple(sorted(members)),
+        x=Images(source, [file for file, _, _ in rows], size=size),
+        labels=torch.tensor([label for _, _, label in rows]),
+        split=np.array([part for _, part, _ in rows]),
+        ids=tuple(file for file, _, _ in rows),
+        split_name=f"sha256 {train:.0%}/{validation:.0%}/rest",
+    )
+
+
+def _shares(n: int, train: float, validation: float) -> list[str]:
+    """The parts of n >= 3 examples in a row, each with one at least.
+
+    >>> [_shares(n, 0.6, 0.2).count("train") for n in (3, 4, 5, 10)]
+    [1, 2, 3, 6]
+    """
+    for_train = min(max(round(train * n), 1), n - 2)
+    for_validation = min(max(round(validation * n), 1), n - for_train - 1)
+    parts = ["train"] * for_train + ["validation"] * for_validation
+    return parts + ["test"] * (n - len(parts))
+
+
+def _require_one_level(source: Folder) -> None:
+    """Refuse what would be overlooked: pictures outside the class folders, or in other formats."""
+    if deep := [folder for folder in source.folders if "/" in folder]:
+        raise ValueError(
+            f"{source.label} should hold one folder a class and no folders within those, found "
+            f"{_some(deep)}. Move the pictures up, or name the folder one level further down."
+        )
+    if loose := [file for file in source.names if "/" not in file and _is_image(file)]:
+        raise ValueError(
+            f"{len(loose)} pictures lie in {source.label} itself ({_some(loose)}). Move each to "
+            f"the folder of its class."
+        )
+    if other := [file for file in source.names if file.lower().endswith(_OTHER_PICTURES)]:
+        raise ValueError(
+            f"{len(other)} pictures in {source.label} are of a kind that is not read here "
+            f"({_some(other)}). Convert them to JPEG, PNG or WebP, or move them away."
+        )
+
+
+_OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".tif", ".tiff")
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many, in words."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
