@@ -237,7 +237,7 @@ def jupyter_book(options: Sequence[str]) -> int:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("TLHELPERS_DATA", "MPLBACKEND")
+        if not name.startswith("TLHELPERS_") and name != "MPLBACKEND"
     }
     environment |= {
         "TLHELPERS_QUIET": "1",
