@@ -111,7 +111,7 @@ def test_cmyk_is_not_inverted(transform: int) -> None:
 
 def test_sixteen_bits_a_pixel_are_scaled_and_not_cut_off() -> None:
     gray = PICTURE[:, :, 0]
-    data = encode(Image.fromarray(gray.astype(np.uint16) * 257), "PNG")
+    data = encode(Image.fromarray(gray.astype(np.uint16) * 256 + 77), "PNG")
     np.testing.assert_array_equal(pixels(decode(data)), np.stack([gray] * 3, axis=2))
 
 
@@ -341,6 +341,7 @@ NASTY = {
     "a hard link": member("Images/a.jpg", tarfile.LNKTYPE, "/etc/passwd"),
     "a device": member("Images/a.jpg", tarfile.CHRTYPE),
     "a pipe": member("Images/a.jpg", tarfile.FIFOTYPE),
+    "a file with holes": member("Images/a.jpg", tarfile.GNUTYPE_SPARSE),
     "a name twice": member("Images/n02085620-Chihuahua/n02085620_1.jpg"),
 }
 

@@ -48,7 +48,7 @@ class Provenance:
         backbone: torchvision's name of the architecture.
         weights: where its weights come from, in words.
         fingerprint: sha256 of the weights.
-        preprocess: the settings of :class:`models.Preprocess`.
+        preprocess: the settings of :class:`tlhelpers.models.Preprocess`.
         at: the stage that was tapped.
         dtype: the dtype of the forward pass.
         torch: torch's version.
@@ -99,7 +99,7 @@ class Projection:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureBank(Dataset):
-    """Features of a data set, see :class:`splits.Dataset` for the common part.
+    """Features of a data set, see :class:`tlhelpers.splits.Dataset` for the common part.
 
     Attributes:
         provenance: which backbone made the features, of what, how.
@@ -337,9 +337,10 @@ def extract(
     Args:
         data: images with labels, such as ``datasets.stanford_dogs()``; or an (n, 3, h, w) uint8
             tensor as ``x``.
-        backbone: from :func:`models.backbone`.
-        at: ``"features"``, ``"logits"`` or a stage, see :meth:`models.Backbone.at`. Logits are
-            computed in float32, since their order matters.
+        backbone: from :func:`tlhelpers.models.backbone`.
+        at: ``"features"``, ``"logits"`` or a stage, see
+            :meth:`tlhelpers.models.Backbone.at`. Logits are computed in float32, since their
+            order matters.
         run: device, dtype and seed; None means the best device.
         on_error: what to do with images that cannot be read: ``"raise"``, or ``"skip"`` to leave
             them out with a warning that names them.
@@ -447,10 +448,10 @@ class _Work:
             except ValueError as error:
                 unread[i] = str(error)
             if batch and (len(batch) == size or i == numbers[-1]):
-                rows.append(self._forward(torch.stack(batch)))
+                rows.append(self._forward(_stack(batch)))
                 batch.clear()
         if batch:
-            rows.append(self._forward(torch.stack(batch)))
+            rows.append(self._forward(_stack(batch)))
         if not rows:
             return torch.zeros(len(numbers), 0), unread
         done = torch.cat(rows)
@@ -460,9 +461,18 @@ class _Work:
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
-        images = images.to(self.device, memory_format=torch.channels_last)
+        images = images.to(self.device)
         out = self.network(self.preprocess.normalise(images).to(self.dtype))
         return out.float().cpu()
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """Images of one size as one batch, with its channels last in memory, as they have them.
+
+    By NumPy: small copies by torch wake its threads, which costs more than the copy.
+    """
+    batch = np.stack([image.permute(1, 2, 0).numpy() for image in images])
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 def _extract_in_chunks(work: _Work, path: Path) -> tuple[Tensor, dict[int, str]]:

@@ -138,7 +138,7 @@ class TestSplit:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named data set; :class:`features.FeatureBank` is one, photographs are another.
+    """A named data set; :class:`tlhelpers.features.FeatureBank` is one, photographs are another.
 
     Attributes:
         name: what it is called in reports.
@@ -205,7 +205,7 @@ class Dataset:
 
     @cached_property
     def validation(self) -> Split:
-        """What choices are made on: epochs, ridge weights, methods."""
+        """What choices of epochs, ridge weights and methods are made on."""
         return self._part("validation")
 
     @cached_property
