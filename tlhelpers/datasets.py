@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import scipy.io
-import simplejpeg  # type: ignore[import-untyped]
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor

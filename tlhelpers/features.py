@@ -48,7 +48,7 @@ class Provenance:
         backbone: torchvision's name of the architecture.
         weights: where its weights come from, in words.
         fingerprint: sha256 of the weights.
-        preprocess: the settings of :class:`tlhelpers.models.Preprocess`.
+        preprocess: the settings of :class:`~tlhelpers.models.Preprocess`.
         at: the stage that was tapped.
         dtype: the dtype of the forward pass.
         torch: torch's version.
@@ -99,7 +99,7 @@ class Projection:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureBank(Dataset):
-    """Features of a data set, see :class:`tlhelpers.splits.Dataset` for the common part.
+    """Features of a data set, see :class:`~tlhelpers.splits.Dataset` for the common part.
 
     Attributes:
         provenance: which backbone made the features, of what, how.
@@ -337,9 +337,9 @@ def extract(
     Args:
         data: images with labels, such as ``datasets.stanford_dogs()``; or an (n, 3, h, w) uint8
             tensor as ``x``.
-        backbone: from :func:`tlhelpers.models.backbone`.
+        backbone: from :func:`~tlhelpers.models.backbone`.
         at: ``"features"``, ``"logits"`` or a stage, see
-            :meth:`tlhelpers.models.Backbone.at`. Logits are computed in float32, since their
+            :meth:`~tlhelpers.models.Backbone.at`. Logits are computed in float32, since their
             order matters.
         run: device, dtype and seed; None means the best device.
         on_error: what to do with images that cannot be read: ``"raise"``, or ``"skip"`` to leave

@@ -138,7 +138,7 @@ class TestSplit:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A named data set; :class:`tlhelpers.features.FeatureBank` is one, photographs are another.
+    """A named data set; :class:`~tlhelpers.features.FeatureBank` is one, photographs are another.
 
     Attributes:
         name: what it is called in reports.
