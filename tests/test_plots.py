@@ -227,9 +227,11 @@ class TestAlt:
         assert "probe 82.6 % [81.6, 83.6]; untrained head 83.9 %" in draw_bars(table()).alt
         assert "probe 82.6 %; untrained head 83.9 %." in draw_bars(table(), low=None).alt
 
-    def test_path_names_the_best_and_the_chosen(self) -> None:
+    def test_path_names_the_extremes_and_the_chosen(self) -> None:
         alt = draw_path(ridges(), chosen=0.01).alt
-        assert "The largest value, 82.0 %, is at 0.1. Chosen: 0.01." in alt
+        assert "From 70.0 % at 0.001 to 60.0 % at 1." in alt
+        assert "largest value, 82.0 %, is at 0.1; the smallest value, 60.0 %, is at 1." in alt
+        assert alt.endswith("Chosen: 0.01.")
 
     def test_reliability_says_on_which_side_it_errs(self) -> None:
         assert "in 3 bins of 100 images" in plots.reliability(bins()).alt

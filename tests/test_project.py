@@ -26,15 +26,16 @@ import tlhelpers
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Colab's runtime image of August 2026 (Python 3.13), from its published list of versions;
-# requests, which is not in the extract at hand, as last seen before.
+# Colab's runtime image of August 2026 (Python 3.13), from its published list of versions. Not
+# in the extract at hand: pillow and requests, here as of 2023, below which Colab does not go.
 COLAB = {
     "ipywidgets": "7.7.1",
     "matplotlib": "3.10.0",
     "numpy": "2.1.3",
     "pandas": "2.2.3",
+    "pillow": "9.4.0",
     "pooch": "1.9.0",
-    "requests": "2.32.4",
+    "requests": "2.31.0",
     "safetensors": "0.8.0",
     "scikit-learn": "1.6.1",
     "scipy": "1.16.3",

@@ -263,12 +263,15 @@ def path(
         raise ValueError(f"chosen should be one of the values of {x!r}, found {chosen}.")
     label = _with_unit(ylabel, unit)
     if alt is None:
+        places = (("largest", int(rows[y].argmax())), ("smallest", int(rows[y].argmin())))
+        extremes = [
+            f"the {word} value, {_value(rows[y].iloc[i], unit)}, is at {_number(rows[x].iloc[i])}"
+            for word, i in places
+        ]
         choice = f" Chosen: {_number(chosen)}." if chosen is not None else ""
         alt = (
             f"Line plot of {label} against {xlabel} (logarithmic axis). "
-            f"{_ends('', rows[x], rows[y], unit)} "
-            f"The largest value, {_value(rows[y].max(), unit)}, is at "
-            f"{_number(rows[x].iloc[int(rows[y].argmax())])}.{choice}"
+            f"{_ends('', rows[x], rows[y], unit)} Of all settings, {'; '.join(extremes)}.{choice}"
         )
     made, axes = figure(alt=alt)
     with style():
