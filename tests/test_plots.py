@@ -43,13 +43,13 @@ def table() -> pd.DataFrame:
 def bins() -> pd.DataFrame:
     confidence = [np.nan, 0.3, 0.6, 0.9]
     return pd.DataFrame(
-        {"confidence": confidence, "accuracy": [np.nan, 0.2, 0.5, 0.8], "n": [0, 10, 20, 70]}
+        {"confidence": confidence, "accuracy": [np.nan, 0.2, 0.5, 0.8], "count": [0, 10, 20, 70]}
     )
 
 
 def pairs() -> pd.DataFrame:
     values = {"true": ["Eskimo dog", "Lhasa"], "predicted": ["Siberian husky", "Shih-Tzu"]}
-    return pd.DataFrame(values).assign(rate=[0.5, 0.25])
+    return pd.DataFrame(values).assign(share=[0.5, 0.25])
 
 
 def draw_curve(frame: pd.DataFrame, **options: Any) -> plots.Figure:
@@ -366,8 +366,8 @@ class TestBadInput:
     def test_reliability(self) -> None:
         with pytest.raises(ValueError, match="no rows"):
             plots.reliability(bins()[:1])
-        with pytest.raises(KeyError, match="no column 'n'"):
-            plots.reliability(bins().drop(columns="n"))
+        with pytest.raises(KeyError, match="no column 'count'"):
+            plots.reliability(bins().drop(columns="count"))
 
     def test_embedding(self) -> None:
         with pytest.raises(ValueError, match=r"found \(60, 3\) and \(60,\)"):

@@ -95,6 +95,13 @@ class TestRecord:
         assert "A GPU, 80 GiB" in repr(record(tier="gpu", hardware=hardware))
         assert "A GPU" not in repr(record(tier="cpu", hardware=hardware))
 
+    def test_hands_out_a_figure_with_its_interval(self) -> None:
+        found = record().estimate("top1")
+        assert (found.value, found.low, found.high) == (0.839, 0.829, 0.848)
+        assert str(found) == "83.9 % [82.9, 84.8]"
+        with pytest.raises(KeyError, match="no figure 'images' with an interval; it has top1"):
+            record().estimate("images")
+
     def test_frame_is_the_curve(self) -> None:
         frame = record().to_frame()
         assert frame["k"].tolist() == [1, 2]

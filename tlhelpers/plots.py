@@ -344,23 +344,23 @@ def reliability(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
 
     Args:
         table: ``Report.reliability()``: the columns ``confidence`` and ``accuracy`` (proportions
-            in 0..1) and ``n``, the number of images in the bin; bins without images are left out.
+            in 0..1) and ``count``, the number of images in the bin; empty bins are left out.
         alt: instead of the text composed from the data.
 
     Raises:
         ValueError, KeyError: as :func:`learning_curve`.
     """
     columns = ["confidence", "accuracy"]
-    _check(table, [*columns, "n"], numeric=["n"], unit="%", y=[])
-    filled = table[table["n"] > 0].sort_values("confidence")
+    _check(table, [*columns, "count"], numeric=["count"], unit="%", y=[])
+    filled = table[table["count"] > 0].sort_values("confidence")
     _check(filled, columns, numeric=columns, unit="%", y=columns)
     if alt is None:
         gaps = (filled["accuracy"] - filled["confidence"]).to_numpy(dtype=float)
-        gap = float(np.average(gaps, weights=filled["n"]))
+        gap = float(np.average(gaps, weights=filled["count"]))
         side = "above" if gap > 0 else "below"
         alt = (
             f"Reliability diagram: accuracy (%) against confidence (%) in {len(filled)} bins of "
-            f"{filled['n'].sum():,.0f} images, with the diagonal of perfect calibration. "
+            f"{filled['count'].sum():,.0f} images, with the diagonal of perfect calibration. "
             f"{_ends('', filled['confidence'], filled['accuracy'], '%', x_unit='%')} On average "
             f"the accuracy lies {_value(abs(gap), 'points')} {side} the confidence."
         )
@@ -371,7 +371,7 @@ def reliability(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
         axes.plot(
             shown["confidence"], shown["accuracy"], color=PALETTE[0], marker="", label="measured"
         )
-        area = 20 + 300 * filled["n"] / filled["n"].max()
+        area = 20 + 300 * filled["count"] / filled["count"].max()
         axes.scatter(shown["confidence"], shown["accuracy"], s=area, color=PALETTE[0], zorder=3)
         axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 103), ylim=(0, 103))
         axes.legend(loc="upper left", title="area: images in the bin")
@@ -382,26 +382,26 @@ def confusions(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
     """The pairs of classes that a classifier confuses most, as horizontal bars.
 
     Args:
-        table: ``Report.confused()``: the columns ``true``, ``predicted`` and ``rate``, the
+        table: ``Report.confused()``: the columns ``true``, ``predicted`` and ``share``, the
             proportion of the images of the class ``true`` that were taken for ``predicted``.
         alt: instead of the text composed from the data.
 
     Raises:
         ValueError, KeyError: as :func:`learning_curve`.
     """
-    _check(table, ["true", "predicted", "rate"], numeric=["rate"], unit="%", y=["rate"])
+    _check(table, ["true", "predicted", "share"], numeric=["share"], unit="%", y=["share"])
     names = [f"{a}\n→ {b}" for a, b in zip(table["true"], table["predicted"], strict=True)]
     if alt is None:
         texts = [
-            f"{a} taken for {b} {_value(rate, '%')}"
-            for a, b, rate in zip(table["true"], table["predicted"], table["rate"], strict=True)
+            f"{a} taken for {b} {_value(share, '%')}"
+            for a, b, share in zip(table["true"], table["predicted"], table["share"], strict=True)
         ]
         alt = f"Bar chart of the most frequent confusions, in % of the class: {_listed(texts)}."
     made, axes = figure(alt=alt, height=_height(len(table), lines=2))
     with style():
-        axes.barh(range(len(table)), 100 * table["rate"], height=0.65, color=PALETTE[0])
+        axes.barh(range(len(table)), 100 * table["share"], height=0.65, color=PALETTE[0])
         _names(axes, names)
-        _figures(axes, 100 * table["rate"], [_bare(rate, "%") for rate in table["rate"]])
+        _figures(axes, 100 * table["share"], [_bare(share, "%") for share in table["share"]])
         axes.set(xlabel="images of the first class\ntaken for the second (%)")
     return made
 

@@ -32,9 +32,9 @@ _GRID = range(0, -7, -1)
 _LIMITS = (-12, 6)
 
 # A fit stops when its residual (see `Candidate`) falls below one of these. It bounds the
-# relative error of the weights: on the way 0.05 tells the candidates apart; 0.0003 keeps the
-# probabilities of the probe within 1e-3 of scikit-learn's.
-_PATH_RESIDUAL = 0.05
+# relative error of the weights, and the largest error among the probabilities is of about
+# the same size: 0.02 tells the candidates apart, 0.0003 is for the probe itself.
+_PATH_RESIDUAL = 0.02
 _FINAL_RESIDUAL = 3e-4
 _PATH_EVALUATIONS = 500
 _FINAL_EVALUATIONS = 3000
@@ -94,7 +94,7 @@ class Probe:
         weight: (m, d) float32, for standardised features.
         bias: (m,) float32.
         mean: (d,) training mean of each feature.
-        std: (d,) training standard deviation of each feature, 1 where it is constant.
+        std: (d,) what each feature is divided by, see the argument ``scale`` of :func:`fit`.
         classes: m class names.
         ridge: the ridge weight λ that was chosen or given.
         path: the ridge weights tried, from the largest to the smallest.
@@ -211,7 +211,11 @@ class Probe:
 
 
 def fit(
-    bank: Dataset, *, ridge: float | Sequence[float] | None = None, run: Run | None = None
+    bank: Dataset,
+    *,
+    ridge: float | Sequence[float] | None = None,
+    scale: str | None = None,
+    run: Run | None = None,
 ) -> Probe:
     """Fit a linear probe on the training features of a bank.
 
@@ -233,6 +237,12 @@ def fit(
         ridge: None tries half decades from 1 to 0.001, and goes on beyond an end (at most to
             1000 and to 1e-6) while the best value lies there; a number is used as it is; a
             sequence is the grid.
+        scale: what centred features are divided by. ``"each"``: each by its own training
+            standard deviation (1 where it is constant). ``"common"``: all by one number, the
+            root of their mean variance. None takes ``"common"`` for a bank that went through a
+            projection and ``"each"`` for any other: principal components come in order of
+            their variance, and to divide each by its own would have the ridge weight treat
+            the last one like the first.
         run: where to compute; None means the best device.
 
     Returns:
@@ -241,8 +251,9 @@ def fit(
 
     Raises:
         TypeError: if the data set holds images instead of features.
-        ValueError: if features are not finite, a ridge weight is not positive, there are
-            fewer than two classes, or λ is to be chosen and validation is empty.
+        ValueError: if features are not finite, a ridge weight is not positive, the scale is
+            not one of those, there are fewer than two classes, or λ is to be chosen and
+            validation is empty.
 
     Warns:
         RuntimeWarning: if the final fit stopped short of its tolerance.
@@ -253,8 +264,10 @@ def fit(
     train, validation = bank.train, bank.validation
     _check(bank, train, validation, choose=len(grid) > 1)
 
+    if scale is None:
+        scale = "each" if getattr(bank, "projection", None) is None else "common"
     x = train.x.to(torch.float64)
-    mean, std = x.mean(dim=0), _spread(x)
+    mean, std = x.mean(dim=0), _spread(x, scale)
     problem = _Problem(
         (x - mean) / std,
         train.y,
@@ -262,17 +275,18 @@ def fit(
         validation.y,
         classes=len(bank.classes),
     )
+    # Apple's GPU has no double precision.
+    exact_on = torch.device("cpu") if run.device.type == "mps" else run.device
     keep = runtime.keep_memory() if run.device.type == "cpu" else contextlib.nullcontext()
     with keep:
-        fits = problem.to(run.device, torch.float32).walk(grid, extend=ridge is None)
-        best = min(fits, key=lambda fit: (fit[0].calibrated_nll, -fit[0].ridge))
-        # Apple's GPU has no double precision.
-        device = torch.device("cpu") if run.device.type == "mps" else run.device
-        final, theta = problem.to(device, torch.float64).solve(
-            best[0].ridge, best[1], _FINAL_RESIDUAL, _FINAL_EVALUATIONS
+        fits = _walk(
+            problem.to(run.device, torch.float32),
+            problem.to(exact_on, torch.float64),
+            grid,
+            extend=ridge is None,
         )
+    final, theta = fits[_best(fits)]
     _warn(bank, final, grid, given=ridge is not None)
-    path = [final if c.ridge == final.ridge else c for c, _ in fits]
     return Probe(
         weight=theta[:, :-1].float().cpu(),
         bias=theta[:, -1].float().cpu(),
@@ -280,7 +294,7 @@ def fit(
         std=std.float().cpu(),
         classes=bank.classes,
         ridge=final.ridge,
-        path=tuple(sorted(path, key=lambda c: -c.ridge)),
+        path=tuple(fits[ridge][0] for ridge in sorted(fits, reverse=True)),
         n_train=len(train),
         data=bank.name,
         split_name=bank.split_name,
@@ -308,28 +322,6 @@ class _Problem:
             self.y_validation.to(device),
             self.classes,
         )
-
-    def walk(self, grid: Sequence[float], *, extend: bool) -> list[tuple[Candidate, Tensor]]:
-        """Fit every ridge weight of the grid, and more beyond an end that is the best."""
-        theta = self.x.new_zeros(self.classes, self.x.shape[1] + 1)
-        fits: list[tuple[Candidate, Tensor]] = []
-        for ridge in grid:
-            fits.append(self.solve(ridge, theta, _PATH_RESIDUAL, _PATH_EVALUATIONS))
-            theta = fits[-1][1]
-        lowest, highest = min(_GRID), max(_GRID)
-        while extend:
-            best = min(range(len(fits)), key=lambda i: fits[i][0].calibrated_nll)
-            ridges = [candidate.ridge for candidate, _ in fits]
-            if ridges[best] == min(ridges) and lowest > _LIMITS[0]:
-                lowest -= 1
-                ridge = 10 ** (lowest / 2)
-            elif ridges[best] == max(ridges) and highest < _LIMITS[1]:
-                highest += 1
-                ridge = 10 ** (highest / 2)
-            else:
-                break
-            fits.append(self.solve(ridge, fits[best][1], _PATH_RESIDUAL, _PATH_EVALUATIONS))
-        return fits
 
     def solve(
         self, ridge: float, start: Tensor, tolerance: float, evaluations: int
@@ -393,6 +385,44 @@ class _Problem:
         return functional.linear(x, theta[:, :-1], theta[:, -1])
 
 
+_Fits = dict[float, tuple[Candidate, Tensor]]
+
+
+def _walk(fast: _Problem, exact: _Problem, grid: Sequence[float], *, extend: bool) -> _Fits:
+    """Fit every ridge weight of the grid, more beyond an end that is the best, the best exactly.
+
+    The path is walked in single precision, to a loose tolerance. The best candidate is then
+    fitted in double precision to the tight one, and again the next one, should it turn out to
+    be the best after all: so the choice never hangs on how far a fit had got.
+    """
+    theta = fast.x.new_zeros(fast.classes, fast.x.shape[1] + 1)
+    fits: _Fits = {}
+    for ridge in grid:
+        fits[ridge] = fast.solve(ridge, theta, _PATH_RESIDUAL, _PATH_EVALUATIONS)
+        theta = fits[ridge][1]
+    lowest, highest = min(_GRID), max(_GRID)
+    done: set[float] = set()
+    while (best := _best(fits)) not in done:
+        theta = fits[best][1]
+        if extend and best == min(fits) and lowest > _LIMITS[0]:
+            lowest -= 1
+            ridge = 10 ** (lowest / 2)
+        elif extend and best == max(fits) and highest < _LIMITS[1]:
+            highest += 1
+            ridge = 10 ** (highest / 2)
+        else:
+            done.add(best)
+            fits[best] = exact.solve(best, theta, _FINAL_RESIDUAL, _FINAL_EVALUATIONS)
+            continue
+        fits[ridge] = fast.solve(ridge, theta, _PATH_RESIDUAL, _PATH_EVALUATIONS)
+    return fits
+
+
+def _best(fits: _Fits) -> float:
+    """The ridge weight with the lowest calibrated NLL on validation; of equals the largest."""
+    return min(fits, key=lambda ridge: (fits[ridge][0].calibrated_nll, -ridge))
+
+
 def _temperature(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """The temperature with the lowest mean NLL, and that NLL (Guo et al. 2017)."""
     # In units of the logits' spread the answer lies near 1, whatever the ridge weight did.
@@ -410,9 +440,13 @@ def _temperature(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return spread * math.exp(found.x), float(found.fun)
 
 
-def _spread(x: Tensor) -> Tensor:
-    """The standard deviation of each column; 1 where the column is constant."""
+def _spread(x: Tensor, scale: str) -> Tensor:
+    """What each column is divided by: (d,) numbers, none of them 0."""
     std = x.std(dim=0, correction=0)
+    if scale == "common":
+        std = std.square().mean().sqrt().expand(len(std))
+    elif scale != "each":
+        raise ValueError(f'scale must be "each", "common" or None, found {scale!r}.')
     # A column of one repeated value can come out as rounding error instead of 0.
     constant = std <= 1e-12 * x.abs().amax(dim=0)
     return torch.where(constant, 1.0, std)

@@ -37,6 +37,7 @@ import pandas as pd
 
 import tlhelpers
 from tlhelpers import runtime
+from tlhelpers.evaluate import Estimate
 
 FOLDER = Path(__file__).parent / "data" / "records"
 TIERS = ("cpu", "gpu")
@@ -130,6 +131,20 @@ class Record:
             low, high = self.interval[key]
             text += f" [{low:.4g}, {high:.4g}]"
         return text
+
+    def estimate(self, key: str) -> Estimate:
+        """One of the figures in ``result`` with its interval.
+
+        Raises:
+            KeyError: if there is no such figure, or it has no interval.
+        """
+        if key not in self.interval:
+            raise KeyError(
+                f"the record {self.name!r} has no figure {key!r} with an interval; "
+                f"it has {', '.join(self.interval) or 'none'}."
+            )
+        low, high = self.interval[key]
+        return Estimate(self.result[key], low, high)
 
     def to_frame(self) -> pd.DataFrame:
         """The curve, one row a point."""
