@@ -171,8 +171,8 @@ def views(
     origin, start = _origin(views)
     plain = features.extract(data, backbone, run=run)
     kinds = {
-        "mirror": _View(mirror=True),
-        **{f"crop {i}": _View(seed=run.seed + i) for i in (1, 2)},
+        "mirror": View(mirror=True),
+        **{f"crop {i}": View(seed=run.seed + i) for i in (1, 2)},
     }
     train = data._rows((data.split == "train").nonzero()[0])
     seen = {
@@ -211,7 +211,7 @@ def views(
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """One way to look at an image: mirrored, or a random crop that may be mirrored."""
 
     mirror: bool = False
@@ -237,7 +237,7 @@ class ViewedImages:
     """A lazy sequence of images, each in one view."""
 
     images: Any
-    view: _View
+    view: View
 
     def __len__(self) -> int:
         return len(self.images)
