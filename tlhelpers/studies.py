@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -25,7 +26,7 @@ from tlhelpers.records import Record
 from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset, Split
 
-OVER_IMAGES = "95 %, bootstrap over the images of the part"
+OVER_IMAGES = "95 %, bootstrap over test images"
 DIMS = (8, 16, 32, 64, 128, 256, 512)
 SHOTS = (5, 20, 90)
 DOGS_COMMAND = "python experiments/dogs_bank.py --data PATH"
@@ -65,7 +66,7 @@ def untrained_head(data: Dataset, backbone: Backbone, *, run: Run | None = None)
             f"of_{m}": logits_top1(shown.x[:, columns], shown.y),
         }
         for key, hit in hits.items():
-            estimate = evaluate.proportion(hit)
+            estimate = _share(hit)
             result[f"{part}_{key}"] = estimate.value
             interval[f"{part}_{key}"] = [estimate.low, estimate.high]
     return Record(
@@ -77,7 +78,7 @@ def untrained_head(data: Dataset, backbone: Backbone, *, run: Run | None = None)
         curve=(),
         result=result,
         interval=interval,
-        interval_over=OVER_IMAGES,
+        interval_over="95 %, Wilson, over the images of the part",
         wall_seconds=time.perf_counter() - start,
         **origin,
     )
@@ -279,6 +280,13 @@ def _labelled(bank: FeatureBank, part: str, *, reason: str) -> Split:
     if part == "test":
         return bank.test.open(reason=reason)
     return bank.train if part == "train" else bank.validation
+
+
+def _share(hits: Tensor) -> Estimate:
+    """The share of true values, with Wilson's interval."""
+    test = stats.binomtest(int(hits.sum()), len(hits))
+    interval = test.proportion_ci(method="wilson")
+    return Estimate(test.statistic, interval.low, interval.high)
 
 
 def _mean_low_high(estimate: Estimate) -> dict[str, float]:
