@@ -53,7 +53,7 @@ def test_compression_is_one_reading_and_ends_with_the_full_bank() -> None:
 def test_views_add_training_images_and_leave_the_test_images_alone() -> None:
     data, backbone = pictures(), small_backbone()
     lazy = dataclasses.replace(data, x=SlowPictures(data.x))
-    record = studies.views(lazy, backbone, shots=(2, 4), run=FLOAT)
+    record = studies.views(lazy, backbone, dims=8, shots=(2, 4), run=FLOAT)
     assert record.to_frame()[["k", "views"]].to_numpy().tolist() == [
         [2, 1], [2, 2], [2, 4], [4, 1], [4, 2], [4, 4],
     ]  # fmt: skip

@@ -188,9 +188,8 @@ class Report:
     def __repr__(self) -> str:
         top5 = "" if self.top5 is None else f"top-5 {self.top5}, "
         return (
-            f"{self.name} (split {self.split_name!r}, {len(self):,} test images, "
-            f"{len(self.classes)} classes): top-1 {self.top1}, {top5}"
-            f"macro-F1 {self.macro_f1}, NLL {self.nll}, ECE {self.ece} "
+            f"{self.name} (split {self.split_name!r}, {len(self):,} test images): "
+            f"top-1 {self.top1}, {top5}NLL {self.nll}, ECE {self.ece} "
             f"(noise floor {100 * self.ece_floor:.1f} %); {_history(self.readings)}"
         )
 
@@ -364,6 +363,7 @@ def validate(
             "validate is for the train and validation splits; what is chosen on the test split "
             "is no longer tested by it. For a result use evaluate.report(predictor, data.test)."
         )
+    _check_resamples(resamples)
     scores = _scores(predictor, split, None)
     if scores.shape[1] <= int(split.y.max()):
         raise ValueError(
@@ -475,12 +475,16 @@ def _read(
         raise ValueError("a grid needs at least one predictor, found none.")
     if not name.strip():
         raise ValueError("a reading of the test split needs a name, found an empty one.")
-    if resamples < 2:
-        raise ValueError(f"a bootstrap interval needs 2 resamples or more, found {resamples}.")
+    _check_resamples(resamples)
     unlabelled = Split(test.name, test.x, torch.zeros(len(test), dtype=torch.int64), test.ids)
     m = len(test.classes)
     scores = {key: _scores(predictor, unlabelled, m) for key, predictor in predictors.items()}
     return scores, test.open(reason=name)
+
+
+def _check_resamples(resamples: int) -> None:
+    if resamples < 2:
+        raise ValueError(f"a bootstrap interval needs 2 resamples or more, found {resamples}.")
 
 
 def _scores(predictor: Predictor, split: Split, m: int | None) -> np.ndarray:
@@ -584,7 +588,7 @@ def _scores_of_classifier(classifier: Classifier, split: Split, m: int | None) -
             f"{name} takes features, an (n, d) array, but the {split.name} split holds "
             f"{type(split.x).__name__}. Call features.extract(data, backbone) first."
         )
-    given = np.asarray(classifier.predict_proba(split.x.numpy()), dtype=np.float64)
+    given = np.asarray(classifier.predict_proba(_as_array(split.x)), dtype=np.float64)
     classes = np.asarray(getattr(classifier, "classes_", np.arange(given.shape[-1])))
     limit = m if m is not None else 2**31
     if classes.dtype.kind not in "iu" or not ((classes >= 0) & (classes < limit)).all():
@@ -638,10 +642,13 @@ def _report(
     for metric, drawn in _replicates(outcomes, resamples, seed).items():
         value = float(values[metric][0])
         low, high = _interval(metric, value, drawn)
+        if _UNITS[metric] == "%":
+            low, high = max(0.0, low), min(1.0, high)
         estimates[metric] = Estimate(value, low, high, unit=_UNITS[metric])
     floor, ceiling = _calibrated_ece(outcomes, resamples, seed)
     ece = estimates["ece"]
-    low = 0.0 if ece.value <= ceiling else max(0.0, ece.low)
+    if ece.value <= ceiling:
+        ece = dataclasses.replace(ece, low=0.0)
     return Report(
         name=name,
         classes=test.classes,
@@ -650,7 +657,7 @@ def _report(
         top5=estimates["top5"] if len(test.classes) > 5 else None,
         macro_f1=estimates["macro_f1"],
         nll=estimates["nll"],
-        ece=dataclasses.replace(ece, low=low),
+        ece=ece,
         ece_floor=floor,
         readings=test.readings,
         outcomes=outcomes,

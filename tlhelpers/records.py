@@ -258,7 +258,7 @@ def provenance(*functions: Callable[..., Any], command: str) -> dict[str, Any]:
 
     Returns:
         ``command``, ``commit``, ``clean``, ``source_hash``, ``hardware``, ``versions``, ``date``.
-        The records themselves do not count against ``clean``: a run that writes several would
+        Banks and records themselves do not count against ``clean``: a run that writes several would
         otherwise soil the tree for its later ones.
     """
     if not functions:
@@ -588,7 +588,7 @@ def _git_state() -> tuple[str | None, bool | None]:
     # An installed copy may lie inside somebody else's checkout, whose commit says nothing.
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
-    status = git("status", "--porcelain", "--", ":/", ":(exclude,top)tlhelpers/data/records")
+    status = git("status", "--porcelain", "--", ":/", ":(exclude,top)tlhelpers/data")
     return git("rev-parse", "HEAD"), None if status is None else not status
 
 

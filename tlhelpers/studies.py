@@ -149,6 +149,7 @@ def views(
     data: Dataset,
     backbone: Backbone,
     *,
+    dims: int = 128,
     shots: Sequence[int] = SHOTS,
     run: Run | None = None,
 ) -> Record:
@@ -161,6 +162,7 @@ def views(
     Args:
         data: photographs.
         backbone: the backbone.
+        dims: all features go through the compression of the plain bank to so many components.
         shots: the numbers of training images a class.
         run: seed of the crops, and device.
 
@@ -170,18 +172,17 @@ def views(
     """
     run = runtime.default(run)
     origin, start = _origin(views)
-    plain = features.extract(data, backbone, run=run)
+    plain = features.extract(data, backbone, run=run).compress(dims)
     kinds = {
         "mirror": View(mirror=True),
         **{f"crop {i}": View(seed=run.seed + i) for i in (1, 2)},
     }
     train = data._rows((data.split == "train").nonzero()[0])
-    seen = {
-        name: features.extract(
-            dataclasses.replace(train, x=ViewedImages(train.x, view)), backbone, run=run
-        )
-        for name, view in kinds.items()
-    }
+    seen = {}
+    for name, view in kinds.items():
+        viewed = dataclasses.replace(train, x=ViewedImages(train.x, view))
+        bank = features.extract(viewed, backbone, run=run)
+        seen[name] = dataclasses.replace(bank, x=plain.quantise(plain.project(bank)))
     predictors = {}
     for k in shots:
         few = plain.few(k)
@@ -193,7 +194,7 @@ def views(
         name=f"dogs/views_{backbone.name}",
         tier="cpu",
         split=data.split_name,
-        input=_input(plain),
+        input=f"{_input(plain)}, {dims} components",
         seeds=(run.seed,),
         curve=tuple(
             {"k": k, "views": n, **_mean_low_high(report.top1)}
