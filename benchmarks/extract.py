@@ -15,7 +15,7 @@ The probe needs one pass where the two loops need one an epoch. So the time to a
 accuracy is printed as well: ours measured, the peers' *estimated* as one measured pass, scaled to
 the training set, times the epochs that their head and optimiser need on cached features.
 
-    python benchmarks/extract.py --data PATH [--images 2000] [--no-fastai]
+    python benchmarks/extract.py --data PATH [--images 2000] [--no-fastai] [--precision]
 """
 
 from __future__ import annotations
@@ -251,11 +251,31 @@ def validation_accuracy(head: nn.Module, bank: Dataset) -> float:
     return float(hits.float().mean())
 
 
+def precision(dogs: Dataset, backbone: Backbone) -> str:
+    """What the fast dtype costs: features and probe against those of float32, in a sentence."""
+    fast = tl.features.extract(dogs, backbone)
+    exact = tl.features.extract(dogs, backbone, run=runtime.Run(dtype=torch.float32))
+    error = (fast.x - exact.x).norm(dim=1) / exact.x.norm(dim=1)
+    probes = {"fast": tl.probe.fit(fast), "exact": tl.probe.fit(exact)}
+    fast_report = tl.evaluate.report(probes["fast"], fast.test, name="fast dtype")
+    exact_report = tl.evaluate.report(probes["exact"], exact.test, name="float32")
+    assert fast.provenance is not None
+    return (
+        f"{fast.provenance.dtype} against float32: relative error of the features "
+        f"{error.median():.2%} in the median, {error.max():.2%} at most; probe's test top-1 "
+        f"{fast_report.top1} against {exact_report.top1}, "
+        f"difference {tl.evaluate.difference(fast_report, exact_report)}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the dogs and weights")
     parser.add_argument("--images", type=int, default=2000, help="photographs for the rates")
     parser.add_argument("--no-fastai", action="store_true", help="leave fastai out")
+    parser.add_argument(
+        "--precision", action="store_true", help="only compare the fast dtype with float32"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     run = tl.setup()
@@ -263,6 +283,9 @@ def main() -> None:
         "mobilenet_v2", weights=arguments.data / "mobilenet_v2_imagenet.safetensors"
     )
     dogs = tl.datasets.stanford_dogs(arguments.data)
+    if arguments.precision:
+        print(precision(dogs, backbone))
+        return
     some = dogs.few(-(-arguments.images // len(dogs.classes)))._rows(
         torch.arange(arguments.images).numpy()
     )

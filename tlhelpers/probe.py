@@ -26,6 +26,9 @@ from tlhelpers import runtime
 from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset, Split
 
+# Candidates whose calibrated NLLs differ by less are equal, in nats.
+_EQUAL = 1e-3
+
 # Half decades, as exponents k of 10^(k/2). The walk starts with 1 .. 0.001 and goes on
 # beyond an end, up to the limits, while the best value lies there.
 _GRID = range(0, -7, -1)
@@ -38,6 +41,9 @@ _PATH_RESIDUAL = 0.02
 _FINAL_RESIDUAL = 3e-4
 _PATH_EVALUATIONS = 500
 _FINAL_EVALUATIONS = 3000
+# A smaller gradient counts as none: the line search compares losses, which are about 1, and
+# loses sight of it. It matters where features say nothing and the best weights are 0.
+_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-8}
 
 
 class Projection(Protocol):
@@ -65,7 +71,7 @@ class Candidate:
             (above 1: the probe is overconfident; below 1: underconfident).
         calibrated_nll: that lowest NLL, by which candidates are compared.
         iterations: steps of L-BFGS.
-        residual: ‖gradient‖ / (λ ‖W‖), 0 at the exact optimum.
+        residual: ‖gradient‖ / (λ ‖W‖), 0 at the optimum within rounding.
     """
 
     ridge: float
@@ -101,6 +107,7 @@ class Probe:
         n_train: number of training examples.
         data: the name of the bank it was fitted on.
         split_name: how that bank is split.
+        temperature: what the logits were divided by, see :meth:`calibrated`.
     """
 
     weight: Tensor
@@ -113,6 +120,7 @@ class Probe:
     n_train: int
     data: str
     split_name: str
+    temperature: float = 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """The logits (n, m) of features ``x`` (n, d).
@@ -146,7 +154,8 @@ class Probe:
 
         A ridge weight that gives the best features' weights also shrinks them, and the
         probabilities come out too even. One number, fitted on validation, undoes that; the
-        order of the classes, and with it the accuracy, stays the same (Guo et al. 2017).
+        order of the classes, and with it the accuracy, stays the same (temperature scaling;
+        Guo et al. 2017).
 
         Raises:
             ValueError: if there was no validation example to fit the temperature on.
@@ -157,8 +166,12 @@ class Probe:
                 f"the temperature is fitted on validation, and {self.data} has no validation "
                 f"example. Fit the probe on a bank that has some."
             )
+        factor = self.temperature / temperature
         return dataclasses.replace(
-            self, weight=self.weight / temperature, bias=self.bias / temperature
+            self,
+            weight=self.weight * factor,
+            bias=self.bias * factor,
+            temperature=temperature,
         )
 
     def to_linear(self, *, through: Projection | None = None) -> torch.nn.Linear:
@@ -204,9 +217,10 @@ class Probe:
         if len(self.path) > 1:
             accuracy = self.chosen.validation_accuracy
             how = f"best of {len(self.path)} on validation, accuracy there {accuracy:.1%}"
+        calibrated = "" if self.temperature == 1 else f", temperature {self.temperature:.2f}"
         return (
             f"linear probe on {self.data}: {d} features → {m} classes, {self.n_train:,} training "
-            f"examples, ridge {self.ridge:.2g} ({how})"
+            f"examples, ridge {self.ridge:.2g} ({how}){calibrated}"
         )
 
 
@@ -221,16 +235,18 @@ def fit(
 
     For features x standardised with training statistics, weights W (m, d) and bias b (m,)
     minimise the mean cross-entropy of softmax(W x + b) plus (λ/2) ‖W‖². In scikit-learn that
-    is ``LogisticRegression(C=1 / (λ n))`` on standardised features. Full-batch L-BFGS walks
-    from the largest λ to the smallest, each fit starting from the one before.
+    is ``LogisticRegression(C=1 / (λ n))`` on standardised features; with two classes, where
+    scikit-learn has one vector of weights instead of two, ``C=2 / (λ n)``. Full-batch L-BFGS
+    walks from the largest λ to the smallest, each fit starting from the one before.
 
     **How λ is chosen.** By the validation NLL of each candidate at its own best temperature.
     Accuracy moves in steps of one image, so with few validation images its best value is
     often luck. Plain NLL is smooth, but a large λ shrinks all logits, and NLL blames it for
     the small logits even where the order of the classes is the best. One temperature for each
     candidate takes that scale out of the comparison and leaves what cannot be repaired
-    afterwards (the refinement; Berta et al. 2025, arXiv 2501.19195). The accuracies and
-    the plain NLL stand in the path for comparison. Ties go to the larger λ.
+    afterwards (the refinement; Berta et al. 2025, arXiv 2501.19195). Candidates within 0.001
+    nats of the best count as equal; of these the one with the lowest plain NLL is taken. The
+    path shows all of it.
 
     Args:
         bank: a data set whose ``x`` is an (n, d) tensor of features.
@@ -349,14 +365,16 @@ class _Problem:
             loss.backward()
             return loss
 
-        residual, before = math.inf, -2
-        # A step of one evaluation found no way down: that is as far as this precision goes.
-        while residual > tolerance and count < evaluations and count - before > 1:
+        residual, before = math.inf, -3
+        # A round without a line search found no way down: this precision goes no further.
+        while residual > tolerance and count < evaluations and count - before > 2:
             before = count
             optimiser.step(closure)
+            closure()  # the line search may have looked elsewhere last
             assert theta.grad is not None
             size = ridge * float(theta.detach()[:, :-1].norm())
-            residual = float(theta.grad.norm()) / max(size, torch.finfo(theta.dtype).tiny)
+            gradient = float(theta.grad.norm())
+            residual = 0.0 if gradient <= _ROUNDING[theta.dtype] else gradient / max(size, 1e-300)
         found = theta.detach()
         steps = int(optimiser.state[theta]["n_iter"])
         return self.describe(found, ridge, steps, residual), found
@@ -403,6 +421,10 @@ def _walk(fast: _Problem, exact: _Problem, grid: Sequence[float], *, extend: boo
     lowest, highest = min(_GRID), max(_GRID)
     done: set[float] = set()
     while (best := _best(fits)) not in done:
+        # Beyond an end only where that gains something: far out nothing changes any more.
+        inner = sorted(fits)[1:-1]
+        gain = min((fits[r][0].calibrated_nll for r in inner), default=0) - _EQUAL
+        extend = extend and fits[best][0].calibrated_nll < gain
         theta = fits[best][1]
         if extend and best == min(fits) and lowest > _LIMITS[0]:
             lowest -= 1
@@ -419,8 +441,13 @@ def _walk(fast: _Problem, exact: _Problem, grid: Sequence[float], *, extend: boo
 
 
 def _best(fits: _Fits) -> float:
-    """The ridge weight with the lowest calibrated NLL on validation; of equals the largest."""
-    return min(fits, key=lambda ridge: (fits[ridge][0].calibrated_nll, -ridge))
+    """The ridge weight to take: see `fit`."""
+    if len(fits) == 1:
+        return next(iter(fits))
+    candidates = [candidate for candidate, _ in fits.values()]
+    lowest = min(c.calibrated_nll for c in candidates)
+    equal = [c for c in candidates if c.calibrated_nll <= lowest + _EQUAL]
+    return min(equal, key=lambda c: c.validation_nll).ridge
 
 
 def _temperature(logits: Tensor, labels: Tensor) -> tuple[float, float]:
