@@ -129,10 +129,12 @@ def best_device() -> torch.device:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """The fastest dtype for forward passes that keeps features within 1e-2.
+    """The fastest dtype for forward passes that leaves a probe's accuracy as it is.
 
     bfloat16 where the processor computes in it; float16 on older GPUs and on Apple's;
-    float32 elsewhere (an emulated bfloat16 is slower than float32).
+    float32 elsewhere (an emulated bfloat16 is slower than float32). The 8 bits of bfloat16 move
+    single features by some per cent, see ``benchmarks/extract.py --precision``; where that
+    matters, use ``dataclasses.replace(run, dtype=torch.float32)``.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
