@@ -50,6 +50,7 @@ def test_compression_is_one_reading_and_ends_with_the_full_bank() -> None:
     assert len(full.test.readings) == 1
 
 
+@pytest.mark.filterwarnings("ignore:the probe on pictures")  # 24 images need no exact fit
 def test_views_add_training_images_and_leave_the_test_images_alone() -> None:
     data, backbone = pictures(), small_backbone()
     lazy = dataclasses.replace(data, x=SlowPictures(data.x))
