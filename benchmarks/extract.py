@@ -338,6 +338,7 @@ def time_to_target(
     reached = tl.evaluate.validate(probe, bank.validation)
     how = f"measured: {len(dogs):,} images in {extracted:.0f} s, then the probe; reaches {reached}"
     times = {"ours": (minutes, how)}
+    print(f"ours, all {len(dogs):,} images: {len(dogs) / extracted:.0f} images/s")
     for peer in ("tutorial", "fastai"):
         if peer in rates:
             epochs = epochs_needed(bank, peer)

@@ -295,6 +295,13 @@ class TestLook:
             assert np.all(np.diff(line.get_xdata()) > 0)
         assert "at 1 to" in draw_curve(curve()[::-1]).alt
 
+    def test_points_are_hundredths_on_the_axis_as_in_the_text(self) -> None:
+        frame = pd.DataFrame({"method": ["a"], "top1": [0.05], "low": [0.04], "high": [0.06]})
+        figure = draw_bars(frame, unit="points")
+        bar = figure.axes[0].patches[0]
+        assert bar.get_width() == pytest.approx(5)  # type: ignore[attr-defined]
+        assert "5.0 points" in figure.alt
+
     def test_bars_run_from_the_top(self) -> None:
         (axes,) = draw_bars(table()).axes
         assert [label.get_text() for label in axes.get_yticklabels()] == [

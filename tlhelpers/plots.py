@@ -187,8 +187,8 @@ def learning_curve(
         y, low, high: columns of the value and its interval; ``low=None`` draws no bands.
         hue: the column that tells the lines apart; None for a single line.
         log_x: whether the grid is spaced logarithmically.
-        unit: ``"%"`` takes proportions in 0..1 and shows per cent; any other text is the unit
-            of y as it stands, empty for none.
+        unit: ``"%"`` takes proportions in 0..1 and shows per cent, ``"points"`` takes their
+            differences; any other text is the unit of y as it stands, empty for none.
         alt: instead of the text composed from the data.
 
     Raises:
@@ -570,8 +570,11 @@ def _series(frame: pd.DataFrame, hue: str | None, x: str) -> dict[str, pd.DataFr
     return series
 
 
+_HUNDREDTHS = ("%", "points")  # proportions and their differences, kept in 0..1
+
+
 def _scaled(values: pd.DataFrame, unit: str) -> pd.DataFrame:
-    return 100 * values if unit == "%" else values
+    return 100 * values if unit in _HUNDREDTHS else values
 
 
 def _with_unit(label: str, unit: str) -> str:
@@ -584,7 +587,7 @@ def _number(value: float) -> str:
 
 def _bare(value: float, unit: str) -> str:
     """The value as a reader sees it, without its unit; points are differences of per cents."""
-    return f"{100 * value:.1f}" if unit in ("%", "points") else _number(value)
+    return f"{100 * value:.1f}" if unit in _HUNDREDTHS else _number(value)
 
 
 def _value(value: float, unit: str) -> str:

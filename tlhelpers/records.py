@@ -20,11 +20,9 @@ import html
 import inspect
 import json
 import math
-import os
 import platform
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -233,17 +231,7 @@ def save(record: Record, folder: Path | None = None) -> Path:
         raise TypeError(f"save takes a Record, found {type(record).__name__}.")
     path = _path(record.name, FOLDER if folder is None else folder)
     text = json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.chmod(part, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-        raise
+    runtime.write_whole(path, f"{text}\n".encode())
     return path
 
 
