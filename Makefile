@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): PyTorch and the book's tools, about 6 GB on Linux; a few minutes."
 	@$(RUN) -c 'import sys; sys.exit(sys.version_info < $(MINIMUM))' 2>/dev/null || \
 	  $(PYTHON) -m venv --clear $(VENV)
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,test]"
+	@$(RUN) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[book,test]"
 	@touch $@
 	@echo "Set up."
 

@@ -17,7 +17,7 @@ import torch
 from nbclient import NotebookClient
 
 import tlhelpers
-from tlhelpers import records
+from tlhelpers import records, runtime
 from tlhelpers.records import Claim, Folklore, Record
 from tlhelpers.runtime import Run
 
@@ -190,8 +190,8 @@ class TestFiles:
         def full_disk(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(records.os, "replace", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        monkeypatch.setattr(runtime.os, "replace", full_disk)
+        with pytest.raises(OSError, match="no room to write"):
             records.save(record(wall_seconds=1.0))
         assert [p.name for p in path.parent.iterdir()] == [path.name]
         assert records.get(FIELDS["name"]).wall_seconds == FIELDS["wall_seconds"]
