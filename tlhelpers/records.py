@@ -72,7 +72,8 @@ class Record:
         hardware: ``{"cpu": ..., "cores": ..., "gpu": ...}``.
         versions: version of Python and of each package that the numbers depend on.
         date: when the run began, ISO 8601 in UTC.
-        wall_seconds: how long it took.
+        wall_seconds: how long it took; features that lay in the cache folder already were read
+            and not extracted again.
 
     Raises:
         TypeError, ValueError: naming the field that is not as described.
