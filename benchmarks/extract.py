@@ -300,7 +300,7 @@ def main() -> None:
         print(precision(dogs, backbone))
         return
     few = dogs.few(-(-arguments.images // len(dogs.classes)))
-    some = few._rows(np.flatnonzero(few.split == "train"))
+    some = few.subset(np.flatnonzero(few.split == "train"))
     with runtime.keep_memory():
         table = forward_limit(backbone)
     print(table.head(5).to_string(index=False, float_format="%.0f"))

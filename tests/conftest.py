@@ -73,12 +73,3 @@ def chromium_path() -> Path:
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     need("browser", found is not None, "No chromium on the PATH (Debian: apt install chromium).")
     return Path(str(found))
-
-
-@pytest.fixture(scope="session")
-def built_book() -> Path:
-    """The folder of the built book, ``_build/html``; the test fails if there is none."""
-    folder = Path(__file__).parent.parent / "_build" / "html"
-    if not (folder / "chapters" / "index.html").is_file():
-        pytest.fail("There is no built book in _build/html: run `make book` first.", pytrace=False)
-    return folder

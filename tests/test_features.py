@@ -101,16 +101,22 @@ def test_the_readings_of_the_test_split_are_shared() -> None:
     assert extracted.compress(3).few(2).test.readings == ("before",)
 
 
-def test_the_cache_is_keyed_by_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, backbone = pictures(), small_backbone()
-    passes = []
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images in each forward pass, as they happen."""
+    sizes: list[int] = []
     forward = features._Work._forward
 
     def counting(self: features._Work, images: Tensor) -> Tensor:
-        passes.append(len(images))
+        sizes.append(len(images))
         return forward(self, images)
 
     monkeypatch.setattr(features._Work, "_forward", counting)
+    return sizes
+
+
+def test_the_cache_is_keyed_by_content(passes: list[int]) -> None:
+    data, backbone = pictures(), small_backbone()
     first = features.extract(data, backbone, run=FLOAT)
     assert sum(passes) == 36
     again = features.extract(data, backbone, run=FLOAT)
@@ -208,7 +214,9 @@ def start(script: str, cache: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_killed_extraction_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_extraction_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: list[int]
+) -> None:
     monkeypatch.setattr(features, "CHUNK", 2)
     reference = features.extract(pictures(), small_backbone(), run=FLOAT)
     cache = tmp_path / "killed"
@@ -222,14 +230,7 @@ def test_a_killed_extraction_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     process.communicate()
     done = len(list(folder.rglob("0*.safetensors")))
     assert 3 <= done < 18, "killed half-way"
-    passes = []
-    forward = features._Work._forward
-
-    def counting(self: features._Work, images: Tensor) -> Tensor:
-        passes.append(len(images))
-        return forward(self, images)
-
-    monkeypatch.setattr(features._Work, "_forward", counting)
+    passes.clear()
     monkeypatch.setenv("TLHELPERS_CACHE", str(cache))
     resumed = features.extract(pictures(), small_backbone(), run=FLOAT)
     assert len(passes) == 18 - done, "only the rest is computed"
@@ -366,7 +367,7 @@ def test_the_shipped_bank_agrees_with_the_photographs(shared_data: Path) -> None
     backbone = models.backbone(
         "mobilenet_v2", weights=shared_data / "mobilenet_v2_imagenet.safetensors"
     )
-    few = dogs._rows(np.arange(0, len(dogs), 148))  # the first training image of each breed
+    few = dogs.subset(np.arange(0, len(dogs), 148))  # the first training image of each breed
     exact = features.extract(few, backbone, run=FLOAT)
     drift = (shipped.project(exact) - shipped.features[::148]).norm(dim=1)
     # The bank was made in bfloat16 and rounded to int8.
@@ -385,7 +386,7 @@ def test_the_fast_dtype_bends_features_little(name: str, median: float, shared_d
     from tlhelpers import datasets
 
     dogs = datasets.stanford_dogs(shared_data)
-    few = dogs._rows(np.arange(0, len(dogs), 148))
+    few = dogs.subset(np.arange(0, len(dogs), 148))
     backbone = models.backbone(name, weights=shared_data / f"{name}_imagenet.safetensors")
     exact = features.extract(few, backbone, run=FLOAT).features
     fast = features.extract(few, backbone, run=runtime.default(None)).features

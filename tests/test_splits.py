@@ -61,6 +61,17 @@ def test_few_takes_the_first_of_each_class_and_keeps_the_rest() -> None:
     assert len(data.few(2, validation=1).validation) == 3
 
 
+def test_a_subset_keeps_its_rows_in_order_and_shares_the_log() -> None:
+    data = make()
+    part = data.subset(np.array([5, 1, 0, 21]))
+    assert part.ids == ("row 5", "row 1", "row 0", "row 21")
+    assert part.x.flatten().tolist() == [5, 1, 0, 21]
+    part.test.open(reason="subset")
+    assert data.test.readings == ("subset",)
+    with pytest.raises(ValueError, match="1 of 3 classes have no training example"):
+        data.subset(np.array([0, 1]))
+
+
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_draws_are_balanced_repeatable_and_differ(k: int) -> None:
     data = make({"train": 40, "validation": 1, "test": 1})

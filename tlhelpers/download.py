@@ -17,7 +17,6 @@ from tlhelpers import runtime
 
 CHUNK = 2**16  # bytes written at a time, and the most that a broken connection loses
 TIMEOUT = (10, 60)  # seconds to connect, and between two chunks
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fetch(url: str, *, path: Path | str, size: int | None = None, sha256: str) -> Path:
@@ -170,7 +169,7 @@ def _write(response: requests.Response, file: BinaryIO, part: Path, size: int | 
                 file.write(chunk)
                 file.flush()
             except OSError as error:
-                if error.errno in NO_SPACE:
+                if error.errno in runtime.NO_SPACE:
                     raise _disk_is_full(error, file, part) from error
                 raise
             bar.update(len(chunk))

@@ -305,7 +305,7 @@ def report(
     ``|accuracy - confidence|`` of their bin, of 15 equal-width bins of the top-1 confidence. Chance
     alone keeps it above 0, see ``ece_floor``: its interval starts at 0 unless the ECE is above
     97.5 % of those that a calibrated predictor would show. In simulations this interval covers
-    the truth 85 to 98 times in 100, least where the truth is about the floor; the
+    the truth 75 to 98 times in 100, least where the truth is about the floor; the
     percentile interval never does for a calibrated predictor.
 
     Args:

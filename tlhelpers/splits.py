@@ -242,7 +242,7 @@ class Dataset:
             keep.append(np.flatnonzero(self.split == "validation"))
         else:
             keep.append(self._few("validation", validation, generator))
-        return self._rows(np.sort(np.concatenate(keep)))
+        return self.subset(np.sort(np.concatenate(keep)))
 
     def _few(self, part: str, k: int, generator: np.random.Generator | None) -> np.ndarray:
         if k < 1:
@@ -259,8 +259,15 @@ class Dataset:
             chosen.append(rows[:k] if generator is None else generator.permutation(rows)[:k])
         return np.concatenate(chosen)
 
-    def _rows(self, rows: np.ndarray) -> Self:
-        """The data set of these rows; the log of the test split stays shared."""
+    def subset(self, rows: np.ndarray) -> Self:
+        """The data set of these rows alone; the log of the test split stays shared.
+
+        Args:
+            rows: integer positions among all examples, in the order wanted.
+
+        Raises:
+            ValueError: if a class is left without a training example.
+        """
         return dataclasses.replace(
             self,
             x=take(self.x, rows),

@@ -177,7 +177,7 @@ def views(
         "mirror": View(mirror=True),
         **{f"crop {i}": View(seed=run.seed + i) for i in (1, 2)},
     }
-    train = data._rows((data.split == "train").nonzero()[0])
+    train = data.subset((data.split == "train").nonzero()[0])
     seen = {}
     for name, view in kinds.items():
         viewed = dataclasses.replace(train, x=ViewedImages(train.x, view))

@@ -47,7 +47,6 @@ METADATA: dict[str, Any] = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-GPU_METADATA: dict[str, Any] = {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
 
 
 def repository(config: Path = ROOT / "_config.yml") -> str:
