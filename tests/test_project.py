@@ -241,7 +241,7 @@ def test_the_readme_lists_the_commands_behind_make() -> None:
         "tools/book.py build",
         "pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 chapters",
     ):
-        plain = makefile.replace("--quiet --disable-pip-version-check ", "")
+        plain = makefile.replace("-qq --disable-pip-version-check ", "")
         assert command in plain
         assert command in readme, f"README.md should list, for people without make: {command}"
 
