@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import tlhelpers as tl
-from tlhelpers import exercises
+from tlhelpers import _exercises_04, exercises
 
 # What a hint must never hold: the code or the numbers of a right answer.
 GIVEAWAYS = {
@@ -46,11 +46,11 @@ def accepted(id: str, answer: Any) -> None:
 
 class TestFramework:
     def test_unknown_exercise_lists_the_known(self) -> None:
-        with pytest.raises(KeyError, match=r"no exercise '99\.1'; there are 04\.1, 04\.2"):
+        with pytest.raises(KeyError, match=r"no exercise '99\.1'; there are .*04\.1, 04\.2"):
             tl.check("99.1", None)
 
     def test_texts_are_complete_markdown(self) -> None:
-        assert exercises.ids() == ["04.1", "04.2", "04.3", "08.1", "08.2", "08.3"]
+        assert {"04.1", "04.2", "04.3", "08.1", "08.2", "08.3"} <= set(exercises.ids())
         for id in exercises.ids():
             assert exercises.text(id).startswith("Write a function `")
             assert "    " not in exercises.text(id)
@@ -197,7 +197,7 @@ class TestFreezeHonestly:
                 "changed 1.num_batches_tracked",
             ),
             (lambda m: Frozen(without(nn.BatchNorm2d, m)), "weights the ones it came with"),
-            (lambda m: Frozen(exercises._small_network()), "weights the ones it came with"),
+            (lambda m: Frozen(_exercises_04._small_network()), "weights the ones it came with"),
             (lambda m: with_layers(still_norm, m), "Which statistics does it normalise with"),
         ],
     )
