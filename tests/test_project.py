@@ -126,7 +126,7 @@ def test_conda_gets_the_same_bounds() -> None:
     conda = bounds([entry for entry in entries if isinstance(entry, str)])
     assert conda.pop("python") == SpecifierSet(project()["requires-python"])
     assert conda.pop("pip") == SpecifierSet()
-    wanted = requirements("widgets", "book", "test")
+    wanted = requirements("widgets", "tune", "book", "test")
     assert conda == {CONDA_NAMES.get(name, name): bound for name, bound in wanted.items()}
     # The newest jupyter-book on conda-forge is another program.
     assert "2.0" not in conda["jupyter-book"]
@@ -134,7 +134,7 @@ def test_conda_gets_the_same_bounds() -> None:
 
 def test_the_constraints_pin_every_requirement_within_its_bounds() -> None:
     pinned = pins()
-    for name, specifier in requirements("widgets", "book", "test").items():
+    for name, specifier in requirements("widgets", "tune", "book", "test").items():
         assert name in pinned, f"{name} is not pinned: run `make constraints`."
         assert pinned[name] in specifier, name
 
