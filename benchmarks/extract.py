@@ -95,10 +95,12 @@ def forward_limit(backbone: Backbone) -> pd.DataFrame:
 def decode_limit(data: Dataset, backbone: Backbone) -> float:
     """Images a second of decoding alone, on all cores."""
     numbers = itertools.cycle(range(len(data)))
+    preprocess = backbone.preprocess
+    assert preprocess is not None
 
     def step() -> int:
         for _ in range(16):
-            backbone.preprocess.geometry(data.x[next(numbers)])
+            preprocess.geometry(data.x[next(numbers)])
         return 16
 
     return on_each_core(lambda: step)
@@ -129,13 +131,14 @@ def write_folder(data: Dataset, folder: Path) -> None:
 
 def tutorial_loop(folder: Path, backbone: Backbone) -> float:
     """Images a second of an epoch of the tutorial's fixed feature extractor."""
-    transforms = torchvision.transforms
+    transforms, preprocess = torchvision.transforms, backbone.preprocess
+    assert preprocess is not None
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(224),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(backbone.preprocess.mean, backbone.preprocess.std),
+            transforms.Normalize(preprocess.mean, preprocess.std),
         ]
     )
     images = torchvision.datasets.ImageFolder(str(folder), transform)
@@ -166,6 +169,7 @@ def fastai_loop(folder: Path, backbone: Backbone) -> float:
         default_split,
     )
 
+    assert backbone.preprocess is not None
     normalize = Normalize.from_stats(backbone.preprocess.mean, backbone.preprocess.std)
     loaders = ImageDataLoaders.from_folder(
         folder, valid_pct=0.01, seed=0, bs=64, batch_tfms=[*aug_transforms(), normalize]

@@ -93,6 +93,56 @@ def test_stages_and_logits_can_be_tapped() -> None:
     assert scores.name == "pictures/mobilenet_v2@logits"
 
 
+def test_float_images_go_in_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = models.small_resnet(3)
+    sizes: list[int] = []
+    network.stem[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    images = torch.rand(36, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    data = dataclasses.replace(pictures(), x=images)
+    backbone = models.as_backbone(network, name="mine")
+    got = features.extract(data, backbone, run=FLOAT)
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(got.features, network.features(images), atol=1e-5, rtol=1e-4)
+    assert got.provenance is not None
+    assert got.provenance.preprocess == {}
+    assert not got.features.is_inference()  # something may be trained on them
+    assert not (runtime.cache_folder() / "features").exists()
+    # On a CPU a small network gains nothing from a shorter dtype.
+    short = features.extract(data, backbone, run=runtime.Run(dtype=torch.bfloat16))
+    assert torch.equal(short.features, got.features)
+    monkeypatch.setattr(features, "PIXELS", 16 * 16 * 10)
+    batched = features.extract(data, backbone, run=FLOAT)
+    torch.testing.assert_close(batched.features, got.features, atol=1e-5, rtol=1e-4)
+
+
+def test_what_a_tracer_cannot_follow_runs_as_it_is() -> None:
+    class Winding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x).flatten(1)[:, :4]
+            return self.head(-x if x.sum() > 0 else x)
+
+    data = dataclasses.replace(pictures(), x=torch.rand(36, 1, 16, 16))
+    got = features.extract(data, models.as_backbone(Winding()), run=FLOAT)
+    torch.testing.assert_close(got.features, -data.x.flatten(1)[:, :4], atol=1e-4, rtol=1e-4)
+
+
+def test_images_of_the_wrong_scale_are_refused() -> None:
+    glyphs = models.as_backbone(models.small_resnet(3), name="glyph network")
+    with pytest.raises(
+        ValueError, match=r"takes a float tensor as it is, .* uint8 of shape \(36, 3"
+    ):
+        features.extract(pictures(), glyphs)
+    halves = dataclasses.replace(pictures(), x=torch.rand(36, 3, 40, 40))
+    with pytest.raises(ValueError, match=r"normalises uint8 photographs, .* float32 of shape \(36"):
+        features.extract(halves, small_backbone())
+
+
 def test_the_readings_of_the_test_split_are_shared() -> None:
     data = pictures()
     extracted = features.extract(data, small_backbone(), run=FLOAT)

@@ -6,13 +6,15 @@ import copy
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tlhelpers import models
+from tlhelpers import features, models, probe, runtime
+from tlhelpers.splits import Dataset
 
 
 def images(n: int = 2, size: int = 64) -> Tensor:
@@ -234,3 +236,292 @@ def test_a_copy_of_a_frozen_module_is_frozen_on_its_own() -> None:
 def test_diff_state_refuses_other_networks() -> None:
     with pytest.raises(ValueError, match="the same parameters, but 6 are in one only"):
         models.diff_state(net(), nn.ReLU())
+
+
+# --- the small network --------------------------------------------------------------------
+
+
+def glyphs(n: int = 4, side: int = 16) -> Tensor:
+    return torch.rand(n, 1, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_small_resnet_has_the_parts_and_size_that_it_says() -> None:
+    network = models.small_resnet(52).eval()
+    assert sum(p.numel() for p in network.parameters()) == 80_484
+    assert network.widths == (16, 32, 64)
+    assert [name for name, _ in network.named_children()] == [
+        "stem", "stage1", "stage2", "stage3", "dropout", "head",
+    ]  # fmt: skip
+    for side in (8, 9, 16, 33):
+        assert network(glyphs(3, side)).shape == (3, 52)
+    x = network.stage1(network.stem(glyphs()))
+    assert x.shape == (4, 16, 16, 16)
+    assert network.stage3(network.stage2(x)).shape == (4, 64, 4, 4)
+    rows = network.features(glyphs())
+    assert rows.shape == (4, 64)
+    torch.testing.assert_close(network(glyphs()), network.head(rows))
+    dropping = models.small_resnet(52, dropout=0.5).train()
+    assert not torch.equal(dropping(glyphs()), dropping(glyphs()))
+
+
+def test_small_resnet_keeps_channels_last_inside() -> None:
+    network = models.small_resnet(10)
+    inner: list[Tensor] = []
+    for part in (network.stem, network.stage1, network.stage2, network.stage3):
+        part.register_forward_hook(lambda _, __, out: inner.append(out))
+    for images in (glyphs(), glyphs()[:, :, :, ::2], glyphs().expand(4, 1, 16, 16)):
+        network(images)
+    assert len(inner) == 12
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in inner)
+
+
+def test_small_resnet_is_drawn_from_its_seed() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first = models.small_resnet(seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    again, other = models.small_resnet(seed=1), models.small_resnet(seed=2)
+    assert models.fingerprint(first) == models.fingerprint(again) != models.fingerprint(other)
+    # The body does not depend on the number of classes, nor the head on the seed's other uses.
+    wide = models.small_resnet(7, seed=1)
+    assert torch.equal(wide.stage3[0].conv2.weight, first.stage3[0].conv2.weight)
+    # He et al.: the standard deviation is sqrt(2 / fan_out), here of 64 filters of 3 x 3.
+    deviation = first.stage3[0].conv2.weight.std().item()
+    assert deviation == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (torch.zeros(2, 3, 16, 16), r"float32 of shape \(2, 3, 16, 16\)"),
+        (torch.zeros(2, 1, 16, 16, dtype=torch.uint8), "uint8 of shape"),
+        (torch.zeros(2, 16, 16), r"float32 of shape \(2, 16, 16\)"),
+        (torch.zeros(2, 1, 4, 16), r"float32 of shape \(2, 1, 4, 16\)"),
+    ],
+)
+def test_small_resnet_says_what_it_takes(images: Tensor, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"takes grey images as a float tensor .* found {found}"):
+        models.small_resnet()(images)
+
+
+def test_small_resnet_refuses_settings_that_make_no_network() -> None:
+    for settings, sentence in (
+        ({"classes": 0}, "needs 1 class or more"),
+        ({"widths": (16, 32)}, "three numbers of channels"),
+        ({"dropout": 1.0}, "dropout must lie in"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            models.small_resnet(**settings)  # type: ignore[arg-type]
+
+
+def test_saved_weights_come_back(tmp_path: Path) -> None:
+    network = models.small_resnet(3, widths=(8, 8, 16), seed=5)
+    network.train()
+    network(glyphs(16))  # running statistics that are not the default
+    network.eval()
+    path = models.save_small_resnet(
+        network, tmp_path / "zoo" / "three.safetensors", classes=["ä", "b", "c"], recipe={"lr": 0.1}
+    )
+    found = models.small_resnet(weights=path).eval()
+    assert found.about["classes"] == ["ä", "b", "c"]
+    assert found.about["recipe"] == {"lr": 0.1}
+    assert found.widths == (8, 8, 16)
+    assert all(p.dtype == torch.float32 for p in found.parameters())
+    torch.testing.assert_close(found(glyphs()), network(glyphs()), atol=5e-3, rtol=5e-3)
+    for key, value in found.state_dict().items():
+        exact = network.state_dict()[key]
+        torch.testing.assert_close(value, exact.half().float() if exact.ndim > 1 else exact)
+    assert path.stat().st_size < 2.5 * sum(p.numel() for p in network.parameters()) + 10_000
+
+    fresh = models.small_resnet(5, weights=str(path), dropout=0.2, seed=1).eval()
+    assert fresh.head.out_features == 5
+    assert fresh.dropout.p == 0.2
+    assert fresh.about["classes"] is None
+    torch.testing.assert_close(fresh.features(glyphs()), found.features(glyphs()))
+    other = models.small_resnet(5, weights=path, seed=2)
+    assert not torch.equal(fresh.head.weight, other.head.weight)
+    # As many classes as the weights have, but others: the head is fresh all the same.
+    assert not torch.equal(models.small_resnet(3, weights=path).head.weight, found.head.weight)
+
+
+def test_weights_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_weights_folder", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"The package ships: none yet"):
+        models.small_resnet(weights="letters")
+    for name in ("letters", "zoo/greek"):
+        models.save_small_resnet(
+            models.small_resnet(2), tmp_path / f"{name}.safetensors", classes="ab"
+        )
+    assert models.shipped_weights() == ("letters", "zoo/greek")
+    assert models.small_resnet(weights="zoo/greek").about["classes"] == ["a", "b"]
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights 'latin' .* ships: letters, zoo/greek; a path"
+    ):
+        models.small_resnet(weights="latin")
+
+
+def test_what_is_no_weights_file_is_refused(tmp_path: Path) -> None:
+    network = models.small_resnet(2)
+    with pytest.raises(ValueError, match="2 outputs, but 3 class names"):
+        models.save_small_resnet(network, tmp_path / "a.safetensors", classes="abc")
+    with pytest.raises(ValueError, match=r"ends in \.safetensors"):
+        models.save_small_resnet(network, tmp_path / "a.pt", classes="ab")
+    with torch.no_grad():
+        network.head.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"1 entries .* NaN or infinite \(head.weight\)"):
+        models.save_small_resnet(network, tmp_path / "a.safetensors", classes="ab")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="not a readable weights file"):
+        models.small_resnet(weights=tmp_path / "a.safetensors")
+    save_file({"x": torch.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"should hold weights of the format .* found None"):
+        models.small_resnet(weights=tmp_path / "a.safetensors")
+
+
+# --- any classifier as a backbone ---------------------------------------------------------
+
+
+def test_a_classifier_becomes_a_backbone() -> None:
+    network = models.small_resnet(3).train()
+    models.freeze(network.stem)
+    images, labels = glyphs(40), torch.arange(40) % 3
+    images[:, 0, 0, :] = labels[:, None] / 2
+    split = np.repeat(["train", "validation", "test"], [20, 10, 10])
+    ids = tuple(map(str, range(40)))
+    data = Dataset("made", ("a", "b", "c"), images, labels, split, ids, "made")
+    backbone = models.as_backbone(network, name="mine")
+    assert backbone.dim == 64
+    assert backbone.fingerprint == models.fingerprint(network)
+    assert backbone.stages == ("stem", "stage1", "stage2", "stage3")
+    assert network.training
+    assert network.head.weight.requires_grad
+    bank = features.extract(data, backbone, run=runtime.Run())
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(bank.features, network.features(images), atol=1e-5, rtol=1e-4)
+        assert bank.name == "made/mine"
+        logits = features.extract(data, backbone, at="logits", run=runtime.Run())
+        torch.testing.assert_close(logits.features, network(images), atol=1e-5, rtol=1e-4)
+        stage = features.extract(data, backbone, at="stage1", run=runtime.Run())
+        inner = network.stage1(network.stem(images)).mean(dim=(2, 3))
+        torch.testing.assert_close(stage.features, inner, atol=1e-5, rtol=1e-4)
+    assert probe.fit(bank)(bank.features).shape == (40, 3)
+    # Training goes on without the backbone.
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.stem[0].weight.zero_()
+    assert models.fingerprint(backbone.classifier) == backbone.fingerprint
+    assert models.as_backbone(network).name == "SmallResNet"
+
+
+def test_what_has_no_head_is_no_backbone() -> None:
+    with pytest.raises(ValueError, match="Sequential has no linear layer that could be its head"):
+        models.as_backbone(nn.Sequential(nn.Flatten(), nn.ReLU()))
+    with pytest.raises(ValueError, match="its own head"):
+        models.as_backbone(nn.Linear(4, 2))
+
+
+# --- learning rates by depth --------------------------------------------------------------
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4), nn.Linear(4, 2)
+    )
+
+
+def torchvision_model(name: str) -> nn.Module:
+    return torchvision.models.get_model(name, weights=None)
+
+
+NETWORKS = {
+    "small": (models.small_resnet, ["stem", "stage1", "stage2", "stage3", "head"]),
+    "resnet18": (
+        lambda: torchvision_model("resnet18"),
+        ["stem", "layer1", "layer2", "layer3", "layer4", "head"],
+    ),
+    "mobilenet_v2": (
+        lambda: torchvision_model("mobilenet_v2"),
+        [*(f"features.{i}" for i in range(19)), "head"],
+    ),
+    "alexnet": (
+        lambda: torchvision_model("alexnet"),
+        [*(f"features.{i}" for i in (0, 3, 6, 8, 10)), "classifier", "head"],
+    ),
+    "vit_b_32": (
+        lambda: torchvision_model("vit_b_32"),
+        ["stem", *(f"encoder.layers.encoder_layer_{i}" for i in range(12)), "head"],
+    ),
+    "mlp": (mlp, ["1", "3", "head"]),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_trainable_parameter_is_in_exactly_one_group(name: str) -> None:
+    make, stages = NETWORKS[name]
+    network = make()
+    groups = models.param_groups(network, lr=0.1, head_lr=1.0, decay=0.5, weight_decay=0.01)
+    grouped = [p for group in groups for p in group["params"]]
+    assert len({id(p) for p in grouped}) == len(grouped) == len(list(network.parameters()))
+    names = [group["name"] for group in groups]
+    assert list(dict.fromkeys(name.removesuffix(", no decay") for name in names)) == stages
+    assert len(set(names)) == len(names)
+    for group in groups:
+        decays = not group["name"].endswith(", no decay")
+        assert all((p.ndim >= 2) == decays for p in group["params"])
+        assert group["weight_decay"] == (0.01 if decays else 0.0)
+        depth = stages[::-1].index(group["name"].removesuffix(", no decay"))
+        assert group["lr"] == pytest.approx(1.0 if depth == 0 else 0.1 * 0.5 ** (depth - 1))
+    torch.optim.AdamW(groups)
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    network = models.small_resnet()
+    models.freeze(network.stage1)
+    network.head.bias.requires_grad_(False)
+    groups = models.param_groups(network, lr=0.1)
+    grouped = {id(p) for group in groups for p in group["params"]}
+    assert grouped == {id(p) for p in network.parameters() if p.requires_grad}
+    assert [group["name"] for group in groups] == ["body", "head"]
+    # A frozen stage still counts: those before it are as far from the head as they were.
+    rates = {g["name"]: g["lr"] for g in models.param_groups(network, lr=0.1, decay=0.5)}
+    assert rates == {"stem": 0.0125, "stage2": 0.05, "stage3": 0.1, "head": 0.1}
+
+
+def test_the_head_can_be_named() -> None:
+    network = torchvision_model("squeezenet1_1")
+    with pytest.raises(ValueError, match="no linear layer"):
+        models.param_groups(network, lr=0.1)
+    groups = models.param_groups(network, lr=0.1, head_lr=1.0, head="classifier.1")
+    head = next(group for group in groups if group["name"] == "head")
+    assert {id(p) for p in head["params"]} == {
+        id(p) for p in network.get_submodule("classifier.1").parameters()
+    }
+    with pytest.raises(ValueError, match=r"no module 'fc'. Name its head, one of: features, class"):
+        models.param_groups(network, lr=0.1, head="fc")
+
+
+def test_a_lone_linear_layer_is_a_head() -> None:
+    (group,) = models.param_groups(nn.Linear(4, 2), lr=0.1, head_lr=0.5)
+    assert (group["name"], group["lr"], len(group["params"])) == ("head", 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"lr": 0.0}, "learning rates must be above 0"),
+        ({"lr": 0.1, "head_lr": -1}, "learning rates must be above 0"),
+        ({"lr": 0.1, "decay": 2.6}, "decay must lie above 0 and at most at 1, found 2.6"),
+        ({"lr": 0.1, "weight_decay": -1}, "weight_decay must be 0 or larger"),
+    ],
+)
+def test_rates_that_cannot_be_meant(settings: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        models.param_groups(models.small_resnet(), **settings)  # type: ignore[arg-type]
+
+
+def test_a_network_that_is_frozen_whole_has_no_groups() -> None:
+    with pytest.raises(ValueError, match="no parameter of SmallResNet is trainable"):
+        models.param_groups(models.freeze(models.small_resnet()), lr=0.1)  # type: ignore[arg-type]

@@ -20,13 +20,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "ablation",
+    "audit",
+    "characters",
     "check",
     "datasets",
     "download",
     "evaluate",
     "exercises",
     "features",
+    "labels",
     "models",
+    "multitask",
     "plots",
     "probe",
     "records",
@@ -34,6 +39,9 @@ __all__ = [
     "setup",
     "splits",
     "studies",
+    "train",
+    "transferability",
+    "zoo",
 ]
 
 # The two verbs that chapters call most, lifted from their modules to the top.
@@ -41,18 +49,26 @@ _LIFTED = {"check": "exercises", "setup": "runtime"}
 
 if TYPE_CHECKING:
     from tlhelpers import (
+        ablation,
+        audit,
+        characters,
         datasets,
         download,
         evaluate,
         exercises,
         features,
+        labels,
         models,
+        multitask,
         plots,
         probe,
         records,
         runtime,
         splits,
         studies,
+        train,
+        transferability,
+        zoo,
     )
     from tlhelpers.exercises import check
     from tlhelpers.runtime import setup

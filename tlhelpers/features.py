@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -37,6 +37,7 @@ FORMAT = "tlhelpers-bank-1"
 CHUNK = 256  # images between two writes to the cache: what an interruption can lose per core
 CPU_BATCH = 8  # fits the caches of one core; 16 was no faster, 32 and more slower
 ACCELERATOR_BATCH = 128
+PIXELS = 2**18  # of a batch of images that go in as they are: 1,024 glyphs of 16 x 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Provenance:
 
     Attributes:
         data: the data set's name.
-        backbone: torchvision's name of the architecture.
+        backbone: the backbone's name; torchvision's name of the architecture.
         weights: where its weights come from, in words.
         fingerprint: sha256 of the weights.
         preprocess: the settings of :class:`~tlhelpers.models.Preprocess`.
@@ -334,10 +335,15 @@ def extract(
     the convolutions, channels last, in bfloat16 where the processor has it, with malloc told to
     keep its memory. On a GPU the cores decode and the GPU computes.
 
+    A backbone without preprocessing, such as :func:`~tlhelpers.models.as_backbone` makes of a
+    small network, takes a float tensor as it is: in large batches, on a CPU in float32, and
+    without the cache, which would take longer to find than the features take to compute.
+
     Args:
         data: images with labels, such as ``datasets.stanford_dogs()``; or an (n, 3, h, w) uint8
-            tensor as ``x``.
-        backbone: from :func:`~tlhelpers.models.backbone`.
+            tensor as ``x``; or, for a backbone without preprocessing, a float tensor.
+        backbone: from :func:`~tlhelpers.models.backbone` or
+            :func:`~tlhelpers.models.as_backbone`.
         at: ``"features"``, ``"logits"`` or a stage, see
             :meth:`~tlhelpers.models.Backbone.at`. Logits are computed in float32, since their
             order matters.
@@ -349,22 +355,30 @@ def extract(
         a bank with an (n, d) float32 row for each image.
 
     Raises:
-        ValueError: if images cannot be read (all of them are named), or features are not finite.
+        ValueError: if images cannot be read (all of them are named), features are not finite, or
+            the images are not what the backbone takes.
         OSError: if the cache cannot be written; the images done so far stay in it.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', found {on_error!r}.")
     run = runtime.default(run)
-    dtype = torch.float32 if at == LOGITS else run.dtype
-    folder = runtime.cache_folder() / "features"
-    key = _cache_key(data, backbone, at, dtype)
-    path = folder / f"{key}.safetensors"
-    if path.is_file():
-        rows, unread = _read_rows(path)
-    else:
+    _check_images(data, backbone)
+    as_they_are = backbone.preprocess is None
+    exact = at == LOGITS or (as_they_are and run.device.type == "cpu")
+    dtype = torch.float32 if exact else run.dtype
+    unread: dict[int, str] = {}
+    if backbone.preprocess is None:
         network = _inference_network(backbone.at(at), run.device, dtype)
-        work = _Work(data.x, backbone.preprocess, network, run.device, dtype)
-        rows, unread = _extract_in_chunks(work, path)
+        rows = _forward_as_they_are(network, data.x, run.device, dtype)
+    else:
+        key = _cache_key(data, backbone, at, dtype)
+        path = runtime.cache_folder() / "features" / f"{key}.safetensors"
+        if path.is_file():
+            rows, unread = _read_rows(path)
+        else:
+            network = _inference_network(backbone.at(at), run.device, dtype)
+            work = _Work(data.x, backbone.preprocess, network, run.device, dtype)
+            rows, unread = _extract_in_chunks(work, path)
     bad = {data.ids[i]: reason for i, reason in unread.items()}
     if bad and on_error == "raise":
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:5])
@@ -384,7 +398,7 @@ def extract(
         backbone=backbone.name,
         weights=backbone.weights,
         fingerprint=backbone.fingerprint,
-        preprocess=backbone.preprocess.as_dict(),
+        preprocess=_settings(backbone),
         at=at,
         dtype=str(dtype).removeprefix("torch."),
         torch=torch.__version__,
@@ -406,7 +420,7 @@ def extract(
 
 
 def _cache_key(data: Dataset, backbone: Backbone, at: str, dtype: torch.dtype) -> str:
-    settings = [FORMAT, backbone.fingerprint, backbone.preprocess.as_dict(), at, str(dtype)]
+    settings = [FORMAT, backbone.fingerprint, _settings(backbone), at, str(dtype)]
     digest = hashlib.sha256(json.dumps(settings).encode())
     if isinstance(data.x, Tensor):
         digest.update(data.x.contiguous().numpy().tobytes())
@@ -415,11 +429,50 @@ def _cache_key(data: Dataset, backbone: Backbone, at: str, dtype: torch.dtype) -
     return digest.hexdigest()[:32]
 
 
+def _settings(backbone: Backbone) -> dict[str, Any]:
+    return {} if backbone.preprocess is None else backbone.preprocess.as_dict()
+
+
+def _check_images(data: Dataset, backbone: Backbone) -> None:
+    """A scale that is wrong by a factor of 255 would go unnoticed until the accuracy is read."""
+    is_float = isinstance(data.x, Tensor) and data.x.is_floating_point()
+    found = (
+        f"{str(data.x.dtype).removeprefix('torch.')} of shape {tuple(data.x.shape)}"
+        if isinstance(data.x, Tensor)
+        else type(data.x).__name__
+    )
+    if backbone.preprocess is None and not is_float:
+        raise ValueError(
+            f"{backbone.name} has no preprocessing, so it takes a float tensor as it is, but the "
+            f"images of {data.name} are {found}. Divide uint8 by 255, or give "
+            f"models.as_backbone the preprocess that the network was trained with."
+        )
+    if backbone.preprocess is not None and is_float:
+        raise ValueError(
+            f"{backbone.name} resizes and normalises uint8 photographs, but the images of "
+            f"{data.name} are {found}. Give uint8 images (0..255), or, for a network that takes "
+            f"these as they are, models.as_backbone(network)."
+        )
+
+
+@torch.inference_mode()
+def _forward_as_they_are(
+    network: nn.Module, x: Tensor, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(n, d) float32 features of a float tensor, in large batches."""
+    size = max(CPU_BATCH, PIXELS // max(x[:1, 0].numel(), 1))
+    with runtime.keep_memory() if device.type == "cpu" else nullcontext():
+        rows = [network(batch.to(device, dtype)).float().cpu() for batch in x.split(size)]
+    return torch.cat(rows)
+
+
 def _inference_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A copy for forward passes only: BatchNorm folded, channels last, in the given dtype."""
     network = copy.deepcopy(network).float().eval()
     if any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
-        network = fuse(network)
+        # What torch.fx cannot follow runs as it is.
+        with suppress(torch.fx.proxy.TraceError):
+            network = fuse(network)
     return network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
 
 

@@ -1,13 +1,15 @@
-"""Backbones with their preprocessing, and freezing that means frozen."""
+"""Backbones and their preprocessing, a small network of our own, and freezing that means frozen."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -16,15 +18,21 @@ import pandas as pd
 import torch
 import torch.fx
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from tlhelpers import runtime
+
 FEATURES = "features"
 LOGITS = "logits"
+WIDTHS = (16, 32, 64)
+
+_SMALL_FORMAT = "tlhelpers-small-resnet-1"
+_LEAST_SIDE = 8  # two strides of 2 leave 2 x 2 positions
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,13 @@ class Backbone:
     """A pretrained network without its head, and what belongs to it.
 
     Attributes:
-        name: torchvision's name of the architecture.
+        name: torchvision's name of the architecture, or the one given to :func:`as_backbone`.
         network: (n, 3, h, w) normalised images to (n, dim) features, in eval mode.
         classifier: the network as it came, with its head: images to (n, 1000) logits. Its
             weights are a copy, so fine-tuning ``network`` leaves them as they were.
         dim: the number of features.
-        preprocess: what an image must go through first.
+        preprocess: what a photograph must go through first; None where float images go in as
+            they are.
         fingerprint: sha256 of the weights; features of different weights never mix.
         weights: where the weights come from, in words.
     """
@@ -109,7 +118,7 @@ class Backbone:
     network: nn.Module
     classifier: nn.Module
     dim: int
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     fingerprint: str
     weights: str
 
@@ -284,6 +293,419 @@ def _load_weights(model: nn.Module, path: Path, name: str, enum_members: tuple[s
             f"{name} needs, it has {', '.join(details)}. Name the architecture it was made for."
         )
     model.load_state_dict(state, strict=False)
+
+
+# --- the small network --------------------------------------------------------------------
+
+
+class SmallResNet(nn.Module):
+    """A residual network for small grey images; make one with :func:`small_resnet`.
+
+    A stem and three stages of one basic block each (He et al. 2016), the second and third with
+    stride 2; the mean over the image plane; dropout; a linear head. With widths of 16, 32
+    and 64 and 52 classes it has 80,484 parameters. It takes (n, 1, h, w) floating-point images
+    with sides of 8 or more and returns (n, m) logits:
+    ``net(x) == net.head(net.dropout(net.features(x)))``.
+
+    Attributes:
+        stem: convolution 3 x 3, batch normalisation, ReLU: (n, 1, h, w) to (n, 16, h, w).
+        stage1: to (n, 16, h, w).
+        stage2: to (n, 32, h / 2, w / 2).
+        stage3: to (n, 64, h / 4, w / 4).
+        dropout: acts on the features in training mode.
+        head: (n, 64) to (n, m).
+        about: what a weights file says of itself, such as its ``"classes"``; empty for random
+            weights.
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        *,
+        widths: tuple[int, int, int] = WIDTHS,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if classes < 1:
+            raise ValueError(f"a head needs 1 class or more, found {classes}.")
+        if len(widths) != 3 or min(widths) < 1:
+            raise ValueError(f"widths are three numbers of channels, found {widths}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in 0..1, without 1, found {dropout}.")
+        first, second, third = widths
+        # torch initialises every layer from its global state, which is not ours to move.
+        with torch.random.fork_rng(devices=[]):
+            self.stem = nn.Sequential(_convolution(1, first), nn.BatchNorm2d(first), nn.ReLU())
+            self.stage1 = nn.Sequential(_Block(first, first, stride=1))
+            self.stage2 = nn.Sequential(_Block(first, second, stride=2))
+            self.stage3 = nn.Sequential(_Block(second, third, stride=2))
+            self.dropout = nn.Dropout(dropout)
+            self.head = nn.Linear(third, classes)
+        self.about: dict[str, Any] = {}
+        self._initialise(seed)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """The number of channels of each stage."""
+        one, two, three = (stage[0].conv1.out_channels for stage in self._stages())
+        return one, two, three
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, 1, h, w) images to (n, 64) features: what the head sees, before dropout."""
+        _check_images(images)
+        return self.stage3(self.stage2(self.stage1(self.stem(images)))).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 1, h, w) images to (n, m) logits."""
+        return self.head(self.dropout(self.features(images)))
+
+    def _stages(self) -> tuple[Any, Any, Any]:
+        return self.stage1, self.stage2, self.stage3
+
+    def _initialise(self, seed: int) -> None:
+        """He et al. (2015) for convolutions; body and head draw from streams of their own."""
+        body, head = (runtime.Run(seed=seed).generator(stream) for stream in (0, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=body)
+        bound = self.head.in_features**-0.5
+        nn.init.uniform_(self.head.weight, -bound, bound, generator=head)
+        nn.init.zeros_(self.head.bias)
+
+
+class _Block(nn.Module):
+    """Two convolutions and a shortcut around them; a 1 x 1 convolution where shapes differ."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(inputs, outputs, stride=stride)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = _convolution(outputs, outputs)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))
+        return self.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
+
+
+def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+@torch.fx.wrap  # a leaf for tracers, which cannot follow a branch on the shape
+def _check_images(images: Tensor) -> None:
+    if (
+        images.ndim != 4
+        or images.shape[1] != 1
+        or min(images.shape[2:]) < _LEAST_SIDE
+        or not images.is_floating_point()
+    ):
+        raise ValueError(
+            f"SmallResNet takes grey images as a float tensor (n, 1, h, w) in 0..1 with sides of "
+            f"{_LEAST_SIDE} pixels or more, found {str(images.dtype).removeprefix('torch.')} of "
+            f"shape {tuple(images.shape)}. Divide uint8 by 255, average colour channels "
+            f"with x.mean(dim=1, keepdim=True), and add the axes that are missing."
+        )
+
+
+def small_resnet(
+    classes: int | None = None,
+    *,
+    weights: str | Path | None = None,
+    widths: tuple[int, int, int] = WIDTHS,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> SmallResNet:
+    """A small residual network for glyphs and digits, random or pretrained.
+
+    Args:
+        classes: the number of classes of the head. None keeps the head of the weights (10
+            classes where they are random); a number gives a fresh head, drawn from ``seed``.
+        weights: None for random weights from ``seed``; a name of :func:`shipped_weights`, such as
+            ``"letters"``; or the path of a file that :func:`save_small_resnet` wrote.
+        widths: the channels of the three stages; a weights file brings its own.
+        dropout: the share of features that are dropped in training mode, 0..1.
+        seed: the seed of what is random.
+
+    Raises:
+        FileNotFoundError: if there are no such weights; the sentence lists those that exist.
+        ValueError: if the file holds no weights of this network.
+
+    >>> net = small_resnet(52)
+    >>> sum(p.numel() for p in net.parameters())
+    80484
+    >>> net(torch.zeros(2, 1, 16, 16)).shape
+    torch.Size([2, 52])
+    """
+    if weights is None:
+        return SmallResNet(
+            10 if classes is None else classes, widths=widths, dropout=dropout, seed=seed
+        )
+    state, about = _read_small_resnet(_weights_path(weights))
+    own = len(about["classes"])
+    network = SmallResNet(
+        own if classes is None else classes,
+        widths=tuple(about["widths"]),
+        dropout=dropout,
+        seed=seed,
+    )
+    if classes is not None:
+        state |= {f"head.{key}": value for key, value in network.head.state_dict().items()}
+        about["classes"] = None
+    network.load_state_dict(state)
+    network.about = about
+    return network
+
+
+def save_small_resnet(
+    network: SmallResNet, path: str | Path, *, classes: Sequence[str], **about: Any
+) -> Path:
+    """Write a network's weights with what there is to say of them, whole or not at all.
+
+    Convolutions and head are stored in half precision, norms and biases in full.
+
+    Args:
+        network: the network; its weights must be finite.
+        path: ends in ``.safetensors``.
+        classes: m names, one for each output of the head.
+        **about: more that JSON can hold, such as the recipe; read back as ``network.about``.
+
+    Raises:
+        ValueError: if the number of classes, the suffix or a weight is not right.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a weights file ends in .safetensors, found {path.name!r}.")
+    if len(classes) != network.head.out_features:
+        raise ValueError(
+            f"the head has {network.head.out_features} outputs, but {len(classes)} class names "
+            f"were given. Give one name for each output."
+        )
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if bad := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise ValueError(
+            f"{len(bad)} entries of the network are NaN or infinite ({', '.join(bad[:3])}). Train "
+            f"it again with a lower learning rate."
+        )
+    stored = {key: value.half() if value.ndim > 1 else value for key, value in state.items()}
+    about = {"format": _SMALL_FORMAT, "classes": [*classes], "widths": network.widths, **about}
+    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}
+    runtime.write_whole(path, save(stored, metadata))
+    return path
+
+
+def shipped_weights() -> tuple[str, ...]:
+    """The names of the weights of :func:`small_resnet` that the package ships."""
+    folder = _weights_folder()
+    return tuple(
+        sorted(
+            p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.safetensors")
+        )
+    )
+
+
+def _weights_folder() -> Path:
+    return Path(str(resources.files("tlhelpers"))) / "data" / "weights"
+
+
+def _weights_path(weights: str | Path) -> Path:
+    path = Path(weights)
+    if path.suffix != ".safetensors":
+        path = _weights_folder() / f"{weights}.safetensors"
+    if not path.is_file():
+        names = ", ".join(shipped_weights()) or "none yet"
+        raise FileNotFoundError(
+            f"there are no weights {str(weights)!r} of a small ResNet. The package ships: {names}; "
+            f"a path to a weights file ends in .safetensors; None gives random weights."
+        )
+    return path
+
+
+def _read_small_resnet(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state in float32, and what the file says of itself."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.name} is not a readable weights file: {error}.") from error
+    if about.get("format") != _SMALL_FORMAT:
+        raise ValueError(
+            f"{path.name} should hold weights of the format {_SMALL_FORMAT!r}, found "
+            f"{about.get('format')!r}. Write it with models.save_small_resnet."
+        )
+    return {key: v.float() if v.is_floating_point() else v for key, v in state.items()}, about
+
+
+def as_backbone(
+    network: nn.Module, *, name: str | None = None, preprocess: Preprocess | None = None
+) -> Backbone:
+    """A trained classifier as a backbone, for ``features.extract`` and what follows it.
+
+    The backbone holds copies: training the network further leaves it as it is.
+
+    Args:
+        network: any classifier whose last linear layer is its head.
+        name: what it is called in banks and reports; by default the name of its class.
+        preprocess: what photographs must go through first; None if the network takes the images
+            of the data set as they are.
+
+    Raises:
+        ValueError: if the network has no linear layer.
+    """
+    name = type(network).__name__ if name is None else name
+    classifier = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    head = head_name(classifier)
+    if not head:
+        raise ValueError("the network is its own head; a backbone needs layers before it.")
+    body = copy.deepcopy(classifier)
+    body.set_submodule(head, nn.Identity())
+    layer: Any = classifier.get_submodule(head)
+    digest = fingerprint(classifier)
+    return Backbone(name, body, classifier, layer.in_features, preprocess, digest, "as given")
+
+
+def head_name(network: nn.Module) -> str:
+    """The name of a classifier's head, its last linear layer; empty if it is nothing else.
+
+    Raises:
+        ValueError: if the network has no linear layer.
+    """
+    names = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
+    if not names:
+        raise ValueError(
+            f"{type(network).__name__} has no linear layer that could be its head. Give a "
+            f"classifier that ends in nn.Linear."
+        )
+    return names[-1]
+
+
+# --- learning rates by depth --------------------------------------------------------------
+
+
+def param_groups(
+    network: nn.Module,
+    *,
+    lr: float,
+    head_lr: float | None = None,
+    decay: float = 1.0,
+    weight_decay: float = 0.0,
+    head: str | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser: a learning rate for the head and for each stage.
+
+    The stage next to the head learns at ``lr``, the one before it at ``lr * decay``, the one
+    before that at ``lr * decay**2``, and so on down to the input: discriminative learning rates
+    (Howard and Ruder 2018, whose decay is 1 / 2.6). Biases and the parameters of norms, all with
+    fewer than two axes, get no weight decay. Frozen parameters are in no group, every other one
+    is in exactly one.
+
+    Args:
+        network: a classifier; ``features`` of torchvision's networks and the layers of their
+            transformers count as stages one by one, in other networks each child does.
+        lr: the learning rate of the body.
+        head_lr: the learning rate of the head; None for ``lr``.
+        decay: the factor from one stage to the stage before it, above 0 and up to 1. At 1 the body
+            is one group.
+        weight_decay: the weight decay of matrices and filters.
+        head: the name of the head; by default the last linear layer.
+
+    Returns:
+        Dicts with ``params``, ``lr``, ``weight_decay`` and ``name``, from the input to the head;
+        with weight decay, a stage's biases and norms make a group of their own, whose name ends
+        in ``", no decay"``.
+
+    Raises:
+        ValueError: if nothing is trainable, or a rate or the head's name is not right.
+
+    >>> for group in param_groups(small_resnet(), lr=0.1, head_lr=1.0, decay=0.5):
+    ...     print(f"{group['name']:8} {group['lr']:.4f}")
+    stem     0.0125
+    stage1   0.0250
+    stage2   0.0500
+    stage3   0.1000
+    head     1.0000
+    """
+    head_lr = lr if head_lr is None else head_lr
+    if not (lr > 0 and head_lr > 0):
+        raise ValueError(
+            f"learning rates must be above 0, found lr {lr} and head_lr {head_lr}. To leave the "
+            f"body as it is, freeze it with models.freeze."
+        )
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay must lie above 0 and at most at 1, found {decay}.")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay must be 0 or larger, found {weight_decay}.")
+    body, top = _stages_and_head(network, head)
+    if decay == 1:
+        body = {"body": [p for stage in body.values() for p in stage]}
+    rates = {name: lr * decay**i for i, name in enumerate(reversed(body))}
+    groups = []
+    for name, parameters in (*body.items(), ("head", top)):
+        rate = rates.get(name, head_lr)
+        trainable = [p for p in parameters if p.requires_grad]
+        matrices = [p for p in trainable if p.ndim >= 2 or not weight_decay]
+        others = [p for p in trainable if p.ndim < 2 and weight_decay]
+        for suffix, chosen, shrink in (("", matrices, weight_decay), (", no decay", others, 0.0)):
+            if chosen:
+                group = {"params": chosen, "lr": rate, "weight_decay": shrink}
+                groups.append(group | {"name": name + suffix})
+    if not groups:
+        raise ValueError(
+            f"no parameter of {type(network).__name__} is trainable. Call models.unfreeze on what "
+            f"should learn: its head, at least."
+        )
+    return groups
+
+
+def _stages_and_head(
+    network: nn.Module, head: str | None
+) -> tuple[dict[str, list[nn.Parameter]], list[nn.Parameter]]:
+    """The parameters of each stage, from input to output, and those of the head."""
+    modules = dict(network.named_modules())
+    if head is None:
+        head = head_name(network)
+    elif head not in modules:
+        raise ValueError(
+            f"{type(network).__name__} has no module {head!r}. Name its head, one of: "
+            f"{', '.join(name for name, _ in network.named_children())}."
+        )
+    inside = f"{head}." if head else ""
+    stages: dict[str, list[nn.Parameter]] = {}
+    top: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if name.startswith(inside):
+            top.append(parameter)
+            continue
+        unit = _unit(name)
+        module = modules.get(unit)
+        # A block is a stage, and so is a layer in a plain sequence; a lone norm, a token or the
+        # first convolution of a ResNet belongs to its neighbour.
+        sequence = isinstance(modules[unit.rpartition(".")[0]], nn.Sequential)
+        layer = sequence and parameter.ndim >= 2
+        if module is not None and (layer or next(module.children(), None) is not None):
+            stage = unit
+        else:
+            stage = next(reversed(stages), "stem")
+        stages.setdefault(stage, []).append(parameter)
+    return stages, top
+
+
+def _unit(parameter: str) -> str:
+    """The name of the stage candidate that a parameter lies in: a child, or a child of features."""
+    for path in ("features.", "encoder.layers."):
+        if parameter.startswith(path):
+            return path + parameter.removeprefix(path).split(".")[0]
+    if parameter.startswith("encoder."):  # of a transformer, beside its layers
+        return ".".join(parameter.split(".")[:2])
+    return parameter.split(".")[0]
 
 
 # --- freezing -----------------------------------------------------------------------------

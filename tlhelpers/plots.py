@@ -13,7 +13,7 @@ import html
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -23,6 +23,7 @@ import pandas as pd
 import seaborn as sns
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
@@ -515,6 +516,77 @@ def photographs(
             axes.imshow(array.transpose(1, 2, 0))
             axes.set_title(title, fontsize=12)
             axes.set_axis_off()
+    return made
+
+
+def glyphs(
+    rows: Mapping[str, Any], *, titles: Sequence[str] = (), alt: str | None = None
+) -> Figure:
+    """Small grey images in named rows, ink dark on light, each pixel a square.
+
+    Args:
+        rows: the name of each row and its images: (n, 1, h, w) or (n, h, w) floats in 0..1, ink 1
+            on paper 0, such as ``{"clean": plain.x[:8], "blurred": blurred.x[:8]}``. Rows may
+            differ in n.
+        titles: what stands above the columns, if anything.
+        alt: instead of the text composed from the names and titles.
+
+    Raises:
+        ValueError: if there is no image, the images differ in size, leave 0..1, or there are
+            more titles than columns.
+    """
+    arrays = {name: np.asarray(images, dtype=float) for name, images in rows.items()}
+    for name, images in arrays.items():
+        if images.ndim == 4 and images.shape[1] == 1:
+            arrays[name] = images = images[:, 0]
+        if images.ndim != 3 or not images.size:
+            raise ValueError(
+                f"the row {name!r} should hold images of shape (n, 1, h, w) or (n, h, w), found "
+                f"{images.shape}."
+            )
+        if images.min() < 0 or images.max() > 1:
+            raise ValueError(
+                f"the row {name!r} should hold values in 0..1, found {images.min():g} to "
+                f"{images.max():g}."
+            )
+    columns = max((len(images) for images in arrays.values()), default=0)
+    sizes = {images.shape[1:] for images in arrays.values()}
+    if len(sizes) != 1 or len(titles) > columns:
+        raise ValueError(
+            f"glyphs needs images of one size in its rows, and no more titles than columns; found "
+            f"{len(arrays)} rows with the sizes {sorted(sizes)}, {columns} columns and "
+            f"{len(titles)} titles."
+        )
+    height, width = sizes.pop()
+    if alt is None:
+        headed = f" The columns: {_listed(list(titles))}." if titles else ""
+        counts = [f"{name} ({len(images)})" for name, images in arrays.items()]
+        alt = f"Images of {width} × {height} pixels in rows: {_listed(counts, 24)}.{headed}"
+    gap = max(1, round(0.08 * width))
+    step = (height + gap, width + gap)
+    sheet = np.zeros((len(arrays) * step[0] - gap, columns * step[1] - gap))
+    for r, images in enumerate(arrays.values()):
+        for c, image in enumerate(images):
+            sheet[r * step[0] : r * step[0] + height, c * step[1] : c * step[1] + width] = image
+    names = max(len(name) for name in arrays)
+    room = WIDTH - 0.1 * names  # inches for the images, beside the names
+    made, axes = figure(alt=alt, height=room * sheet.shape[0] / sheet.shape[1] + 0.4)
+    with style():
+        axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        middles = [(height - 1) / 2 + step[0] * r for r in range(len(arrays))]
+        axes.set_yticks(middles, list(arrays))
+        axes.xaxis.tick_top()
+        places = [(width - 1) / 2 + step[1] * c for c in range(len(titles))]
+        axes.set_xticks(places, list(titles))
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        for r, images in enumerate(arrays.values()):
+            for c in range(len(images)):
+                corner = (c * step[1] - 0.5, r * step[0] - 0.5)
+                axes.add_patch(
+                    Rectangle(corner, width, height, fill=False, edgecolor=PALE_GREY, linewidth=0.5)
+                )
+        axes.spines[:].set_visible(False)
     return made
 
 
