@@ -587,7 +587,7 @@ def test_l2_sp_holds_the_body() -> None:
             steps=60, optimizer="sgd", lr=0.1, weight_decay=0, regulariser=penalty, keep="last"
         )
         history = train.fit(network, dataset(), recipe, RUN)
-        ways.append(float((network.body[1].weight - start["body.1.weight"]).norm()))
+        ways.append((network.body[1].weight - start["body.1.weight"]).norm().item())
         assert history.train_loss.iloc[-1] < history.train_loss.iloc[0]
     assert ways[1] < 0.5 * ways[0]
 

@@ -36,7 +36,7 @@ RECIPE = Recipe(
     augment=train.augmentation(STRONG),
     keep="last",
 )
-"""Chosen on the validation digits, with frozen features: see the record ``glyphs/letters``."""
+"""Chosen on the validation digits with frozen features, see the record ``glyphs/letters``."""
 
 
 def letters(

@@ -656,13 +656,19 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def _global_state_kept(device: torch.device) -> Iterator[None]:
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
+    """Leave the global random state of the CPU and of the device as it was."""
+    with torch.random.fork_rng(devices=[]):
+        if device.type == "cpu":
             yield
-    else:
-        index = torch.accelerator.current_device_index() if device.index is None else device.index
-        with torch.random.fork_rng(devices=[index], device_type=device.type):
-            yield
+            return
+        # Seeding and drawing have to mean the same one of several devices.
+        with torch.accelerator.device_index(device.index):
+            module = torch.get_device_module(device)
+            before = module.get_rng_state()
+            try:
+                yield
+            finally:
+                module.set_rng_state(before)
 
 
 @contextlib.contextmanager
