@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlhelpers import datasets, evaluate, models, records, runtime
+from tlhelpers import datasets, evaluate, models, records
 from tlhelpers.characters import MILD
 from tlhelpers.records import Record
 from tlhelpers.runtime import Run
@@ -44,16 +44,13 @@ class TwoHeads(nn.Module):
 
     def __init__(self, first: int = 52, second: int = 10, *, seed: int = 0) -> None:
         super().__init__()
-        body = models.small_resnet(first, seed=seed)
-        self.heads = nn.ModuleList([body.head, models.small_resnet(second, seed=seed).head])
-        body.head = nn.Linear(1, 1)  # its place stays taken; features() does not use it
-        self.body = body.requires_grad_(True)
-        self.body.head.requires_grad_(False)
+        self.body = models.small_resnet(first, seed=seed)  # with the first task's head
+        self.second = models.small_resnet(second, seed=seed).head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 1, h, w) images to the logits of both tasks, (n, first) and (n, second)."""
         features = self.body.features(images)
-        return self.heads[0](features), self.heads[1](features)
+        return self.body.head(features), self.second(features)
 
 
 def train(
@@ -83,9 +80,11 @@ def train(
     """
     if len(tasks) != 2 or sum(count for _, count in tasks) < 1:
         raise ValueError(f"two tasks with a share of the batch each, found {len(tasks)}.")
+    heads = [*network.body.head.parameters(), *network.second.parameters()]
+    body = [p for name, p in network.body.named_parameters() if not name.startswith("head.")]
     groups = [
-        {"params": [p for p in network.body.parameters() if p.requires_grad], "lr": lr},
-        {"params": list(network.heads.parameters()), "lr": lr if head_lr is None else head_lr},
+        {"params": body, "lr": lr},
+        {"params": heads, "lr": lr if head_lr is None else head_lr},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -143,9 +142,8 @@ def compare(
         letters = datasets.glyphs(per_class=400, shift=MILD, validation=0.0, test=0.1)
     digits = datasets.digits() if digits is None else digits
     networks: dict[tuple[str, int, int], TwoHeads] = {}
-    with runtime.torch_threads(min(runtime.cores(), 2)):
-        for seed in seeds:
-            networks |= _three_ways(letters, digits, shots, seed, steps)
+    for seed in seeds:
+        networks |= _three_ways(letters, digits, shots, seed, steps)
     on_digits = _accuracies(networks, digits.test, 1)
     on_letters = _accuracies(networks, letters.test, 0)
     curve: list[dict[str, Any]] = []
@@ -189,8 +187,8 @@ def _three_ways(
     share = BATCH * steps[1] // total
     networks = {}
     pretrained = TwoHeads(len(letters.classes), len(digits.classes), seed=seed)
-    empty = digits.train
-    train(pretrained, [(letters.train, BATCH), (empty, 0)], steps=steps[0], lr=LR, seed=seed)
+    tasks = [(letters.train, BATCH), (digits.train, 0)]
+    train(pretrained, tasks, steps=steps[0], lr=LR, seed=seed)
     for k in shots:
         few = digits.few(k, draw=seed).train
         for way in WAYS:
