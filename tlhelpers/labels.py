@@ -42,6 +42,7 @@ CHOOSING = (1000, 1001)  # draws that choose settings and are not used again
 CHOSEN_AT = (1, 5, 20, 100)  # labels a class; numbers between them take the choice below
 STEPS = 200
 VALIDATE_EVERY = 10
+REACHED = 0.9  # the validation accuracy that ``steps`` counts up to
 
 VARIETY = Shift(rotation=10, shear=0.2, scale=(0.9, 1.1), translate=1.0)
 """The augmentation that the search may use; the target is handwriting."""
@@ -410,7 +411,7 @@ def _repeat(
             | {kind: reports[kind][name, draw].top1.value for kind in reports}
             | {kind: None for kind in SHIFTED if kind not in reports}
             | {"train": seen, "seconds": one.seconds}
-            | {"curve": [] if history is None else history.validation_top1.tolist()}
+            | {"steps": None if history is None else history.steps_to(REACHED)}
         )
     by_way = {name: [reports["clean"][name, draw] for draw in range(draws)] for name in chosen}
     return rows, by_way
