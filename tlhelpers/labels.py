@@ -42,7 +42,6 @@ CHOOSING = (1000, 1001)  # draws that choose settings and are not used again
 CHOSEN_AT = (1, 5, 20, 100)  # labels a class; numbers between them take the choice below
 STEPS = 200
 VALIDATE_EVERY = 10
-REACHED = 0.9  # the validation accuracy that ``steps`` counts up to
 
 VARIETY = Shift(rotation=10, shear=0.2, scale=(0.9, 1.1), translate=1.0)
 """The augmentation that the search may use; the target is handwriting."""
@@ -147,8 +146,7 @@ def learn(
     predict: Callable[[Tensor], Tensor]
     if way == "pixels":
         flat = dataclasses.replace(data, x=data.x.flatten(1))
-        # Grey values share a unit: one scale for all is much better than one for each pixel.
-        fitted = probe.fit(flat, ridge=known[setting], scale="common", run=run)
+        fitted = probe.fit(flat, ridge=known[setting], run=run)
         predict = functools.partial(_on_pixels, fitted)
     elif way == "frozen":
         network = models.small_resnet(weights=source).eval()
@@ -411,7 +409,7 @@ def _repeat(
             | {kind: reports[kind][name, draw].top1.value for kind in reports}
             | {kind: None for kind in SHIFTED if kind not in reports}
             | {"train": seen, "seconds": one.seconds}
-            | {"steps": None if history is None else history.steps_to(REACHED)}
+            | {"curve": [] if history is None else history.validation_top1.tolist()}
         )
     by_way = {name: [reports["clean"][name, draw] for draw in range(draws)] for name in chosen}
     return rows, by_way
