@@ -98,7 +98,7 @@ class TestVariants:
     def test_probe_first_starts_from_the_probe(self, source: str) -> None:
         data, _ = task(0, k=5)
         network = small_resnet(10, weights=source, seed=0)
-        with torch.inference_mode():
+        with torch.no_grad():
             features = network.eval().features(data.train.x)
         ablation.probe_first(network, data)
         hits = network.head(features).argmax(1) == data.train.y
