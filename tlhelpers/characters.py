@@ -377,7 +377,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 CLEAN = Shift()
-"""No shift: every parameter is off."""
+"""The shift that leaves images as they are, with every parameter off."""
 
 MILD = Shift(
     stroke=(-0.4, 1.2), scale=(0.85, 1.05), aspect=(0.6, 1.1), shear=0.3, rotation=12,

@@ -87,7 +87,7 @@ class Learnt:
     """What a way of learning has come to.
 
     Attributes:
-        way: one of :data:`WAYS`.
+        way: one of ``WAYS``.
         predict: (n, 1, h, w) images to (n, m) scores.
         history: of the network that was trained; None for the linear ways.
         seconds: how long it took.
@@ -183,7 +183,7 @@ def search(
     """The mean accuracy of each setting on the whole validation split.
 
     Args:
-        way: one of :data:`WAYS`.
+        way: one of ``WAYS``.
         data: all of it; each draw takes k training images a class.
         k: labels a class.
         draws: seeds of draws and weights; use others for the result.

@@ -23,13 +23,13 @@ from tlhelpers.splits import Dataset, Split, TestSplit
 
 COMMAND = "python experiments/multitask.py"
 NAME = "glyphs/multitask"
+# Steps' worth of images of each task: together 300 steps, in whichever order.
 LETTERS, DIGITS = 250, 50
-"""Steps' worth of images of each task: together 300 steps, in whichever order."""
 BATCH = 60  # divisible by the sum of the two shares, 5 + 1
 SHOTS = (1, 5, 20)
 SEEDS = (0, 1, 2, 3, 4)
+# For a body that starts at random; for a pretrained one and its new head.
 LR, BODY_LR, HEAD_LR = 3e-3, 1e-3, 1e-2
-"""Learning rates: for a body that starts at random; for a pretrained one and its new head."""
 
 WAYS = ("digits alone", "letters, then digits", "together")
 
@@ -121,7 +121,7 @@ def compare(
 ) -> Record:
     """Digits alone; letters, then digits; both together: accuracy on both tasks.
 
-    All three take ``sum(steps)`` steps of :data:`BATCH` images; the last two see the same number of
+    All three take ``sum(steps)`` steps of ``BATCH`` images; the last two see the same number of
     images of each task. Nothing is chosen on the way; the two test splits are read once each.
 
     Args:
