@@ -51,9 +51,8 @@ def test_every_network_but_two_knows_its_task() -> None:
     table = zoo.describe().set_index("source")
     assert list(table.index) == list(zoo.names())
     chance = 1 / table["classes"]
-    lost = table.index[table["own_task"] < 5 * chance].tolist()
-    # With four turns and five letters five times chance is more than all.
-    assert set(lost) == {"shuffled", "random", "rotation", "five_letters"}
+    lost = table.index[table["own_task"] < 2 * chance].tolist()
+    assert set(lost) == {"shuffled", "random"}
     assert table.loc["rotation", "own_task"] > 0.5
     assert table.loc["five_letters", "own_task"] > 0.9
     assert table.loc["wide", "parameters"] > 3 * table.loc["letters", "parameters"]
