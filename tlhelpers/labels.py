@@ -146,7 +146,8 @@ def learn(
     predict: Callable[[Tensor], Tensor]
     if way == "pixels":
         flat = dataclasses.replace(data, x=data.x.flatten(1))
-        fitted = probe.fit(flat, ridge=known[setting], run=run)
+        # Grey values share a unit: one scale for all is much better than one for each pixel.
+        fitted = probe.fit(flat, ridge=known[setting], scale="common", run=run)
         predict = functools.partial(_on_pixels, fitted)
     elif way == "frozen":
         network = models.small_resnet(weights=source).eval()
