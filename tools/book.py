@@ -8,11 +8,14 @@ The work is done by ``jupyter-book build``. What is added here makes its result 
   then succeeds. So after a build that failed every page is read anew.
 - Pages are always the offline ones: what a reader has in ``TLHELPERS_DATA`` or in the cache
   folder never gets into the published book (the photographs' licence forbids it).
+- jupyter-book runs one page after another. Here as many run side by side as there are cores, on
+  one core each: small networks gain little from a second one.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import functools
 import hashlib
 import http.server
@@ -29,10 +32,10 @@ import sys
 import threading
 import time
 import webbrowser
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
@@ -82,6 +85,7 @@ def build() -> int:
     write_state(runtime=key, layout=layout, complete=False)
 
     print("Building the book; code runs where no result for it is kept.")
+    ahead = execute_ahead(pages_with_code())
     status = jupyter_book(["-W", "-n", "--keep-going"])
     executions, plain = executions_of(DOCTREES)
     if failed := report_failures(executions, status):
@@ -91,7 +95,7 @@ def build() -> int:
         print("tlhelpers changed while the book was built: build again.", file=sys.stderr)
         return 1
     write_state(runtime=key, layout=layout, complete=True)
-    print_times(executions, plain, started)
+    print_times(executions, plain, started, ahead)
     print(f"The book: {relative(HTML / 'index.html')}, {size_of(HTML) / 1e6:.1f} MB in all.")
     return 0
 
@@ -229,27 +233,116 @@ def check_installation() -> None:
         )
 
 
-# jupyter-book
+# Running the code
 
 
-def jupyter_book(options: Sequence[str]) -> int:
-    """Run ``jupyter-book build`` over this folder; show warnings, and pages as they run."""
+def page_environment() -> dict[str, str]:
+    """What a page's code sees of the environment: nothing of the reader's own data."""
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("TLHELPERS_") and name != "MPLBACKEND"
     }
-    environment |= {
+    return environment | {
         "TLHELPERS_QUIET": "1",
         "TLHELPERS_CACHE": str(DATA_CACHE),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def pages_with_code() -> list[Path]:
+    """The notebooks of the table of contents, in its order."""
+    import yaml
+
+    def files(part: dict[str, Any]) -> list[str]:
+        inner = [*part.get("parts", []), *part.get("chapters", []), *part.get("sections", [])]
+        own = [name for name in (part.get("root"), part.get("file")) if name]
+        return own + [name for one in inner for name in files(one)]
+
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    notebooks = [ROOT / f"{name}.ipynb" for name in files(contents)]
+    return [notebook for notebook in notebooks if notebook.is_file()]
+
+
+def execute_ahead(pages: Sequence[Path]) -> set[str]:
+    """Run the pages of which no result is kept, side by side, and keep their results.
+
+    A page that fails keeps none. So jupyter-book runs it once more, and reports it.
+
+    Returns:
+        the names of the pages that ran without a failure.
+    """
+    import nbformat
+    from jupyter_cache import get_cache
+    from jupyter_cache.base import CacheBundleIn
+
+    cache = get_cache(str(EXECUTED))
+    waiting = {}
+    for page in pages:
+        notebook = nbformat.read(page, as_version=4)
+        try:
+            cache.match_cache_notebook(notebook)
+        except KeyError:
+            waiting[page] = notebook
+    if len(waiting) < 2:
+        return set()
+    done = set()
+    side_by_side = min(len(waiting), os.cpu_count() or 1)
+    threads = max(1, (os.cpu_count() or 1) // side_by_side)
+    with concurrent.futures.ThreadPoolExecutor(side_by_side) as pool:
+        runs = {
+            pool.submit(execute, notebook, page, threads): page
+            for page, notebook in waiting.items()
+        }
+        for run in concurrent.futures.as_completed(runs):
+            page, seconds = runs[run], run.result()
+            name = page.relative_to(ROOT).with_suffix("").as_posix()
+            if seconds is None:
+                print(f"  {name}: failed; it is run again for the report", flush=True)
+                continue
+            print(f"  {name}: executed notebook in {seconds:.2f} seconds", flush=True)
+            # Here and not in the threads: the cache is a database of one connection.
+            bundle = CacheBundleIn(waiting[page], str(page), data={"execution_seconds": seconds})
+            cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+            done.add(name)
+    return done
+
+
+def execute(notebook: Any, page: Path, threads: int) -> float | None:
+    """Run a notebook in place, in its folder; the seconds it took, None if a cell failed."""
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+
+    started = time.perf_counter()
+    client = NotebookClient(
+        notebook, timeout=cell_timeout(), resources={"metadata": {"path": str(page.parent)}}
+    )
+    try:
+        client.execute(env=page_environment() | {"OMP_NUM_THREADS": str(threads)})
+    except (CellControlSignal, DeadKernelError):
+        return None
+    return time.perf_counter() - started
+
+
+def cell_timeout() -> int:
+    """Seconds that the book's configuration gives one cell."""
+    import yaml
+
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    return int(config["execute"]["timeout"])
+
+
+# jupyter-book
+
+
+def jupyter_book(options: Sequence[str]) -> int:
+    """Run ``jupyter-book build`` over this folder; show warnings, and pages as they run."""
     entry = "from jupyter_book.cli.main import main; main(prog_name='jupyter-book')"
     command = [sys.executable, "-c", entry, "build", *options, str(ROOT)]
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env=page_environment(),
         text=True,
         encoding="utf-8",
         errors="replace",
@@ -313,12 +406,16 @@ def report_failures(executions: Sequence[Execution], status: int) -> int:
     return status or int(bool(failed))
 
 
-def print_times(executions: Sequence[Execution], plain: int, started: float) -> None:
+def print_times(
+    executions: Sequence[Execution], plain: int, started: float, ahead: Collection[str] = ()
+) -> None:
     """The seconds of each executed page, and whether it ran now or in an earlier build."""
     width = max([len(execution.page) for execution in executions], default=0) + 2
     print(f"\n{'page':<{width + 10}}seconds")
     for execution in executions:
-        when = "" if execution.finished >= started else "  kept from an earlier build"
+        # What ran ahead bears the cache's time, which is of another time zone.
+        now = execution.page in ahead or execution.finished >= started
+        when = "" if now else "  kept from an earlier build"
         seconds = "?" if execution.seconds is None else f"{execution.seconds:.1f}"
         print(f"{execution.page:<{width}}{seconds:>17}{when}")
     total = sum(execution.seconds or 0.0 for execution in executions)
