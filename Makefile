@@ -27,7 +27,8 @@ serve: book ## build the book and open it in a browser (PORT=8000)
 	@$(RUN) tools/book.py serve --port $(PORT)
 
 # Chapters run once more, as a reader with data would see them: the build above never uses
-# TLHELPERS_DATA. nbval lets a dying kernel hang for 2000 s unless told otherwise.
+# TLHELPERS_DATA; as many side by side as there are cores, on one core each. nbval lets a dying
+# kernel hang for 2000 s unless told otherwise.
 test: book ## lint, then test the package, the built book and the chapters
 	@echo "Checking style and types"
 	@$(RUN) -m ruff check --quiet .
@@ -37,8 +38,8 @@ test: book ## lint, then test the package, the built book and the chapters
 	@echo "Testing the package and the built book"
 	@TLHELPERS_QUIET=1 $(RUN) -m pytest --doctest-modules tlhelpers tests
 	@echo "Running the chapters"
-	@TLHELPERS_QUIET=1 TLHELPERS_CACHE="$(CURDIR)/_build/cache-nbval" \
-	  $(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 chapters
+	@TLHELPERS_QUIET=1 TLHELPERS_CACHE="$(CURDIR)/_build/cache-nbval" OMP_NUM_THREADS=1 \
+	  $(RUN) -m pytest -n logical --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 chapters
 
 clean: ## remove what was built; .venv stays (rm -rf .venv starts it anew)
 	rm -rf _build
