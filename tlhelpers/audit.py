@@ -39,6 +39,9 @@ from tlhelpers import (
 from tlhelpers._audit_check import ERROR, NOTE, Check
 from tlhelpers._audit_setup import CallableError, Lacking, Setup
 
+# The edge of an audit with errors, with notes alone, and without findings.
+_RED, _BLUE, _GREEN = "#d55e00", "#0173b2", "#029e73"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -113,7 +116,14 @@ class Audit:
             for f in self.findings
         )
         body = f"<ul>{rows}</ul>" if rows else ""
-        return f'<div class="tl-audit">{body}<p>{html.escape(self._summary())}</p></div>'
+        colour = _RED if self.errors else _BLUE if self.notes else _GREEN
+        # Set here what must hold on Colab too, which has no style sheet of ours.
+        style = (
+            f"border-left: 4px solid {colour}; padding: 0.3em 0.9em; margin: 0.5em 0; "
+            f"overflow-wrap: anywhere;"
+        )
+        summary = html.escape(self._summary())
+        return f'<div class="tl-audit" style="{style}">{body}<p>{summary}</p></div>'
 
     def _summary(self) -> str:
         """``Audit: clean; 12 checks passed; 14 skipped for lack of data, step.``"""
