@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -1072,6 +1074,21 @@ def test_notes_raise_only_on_request() -> None:
     assert found.raise_if_any() is found
     with pytest.raises(audit.AuditError):
         found.raise_if_any(notes=True)
+
+
+def test_html_tells_the_whole_audit_and_marks_its_outcome() -> None:
+    network = frozen_body(Small())
+    note = audit.check(network, optimizer=sgd(network.parameters()))
+    error = audit.check(Small(outputs=1000), data=images())
+    clean = audit.check(Small(), data=batch())
+    edges = set()
+    for found in (note, error, clean):
+        shown = found._repr_html_()
+        text = html.unescape(re.sub("<[^>]+>", "", shown))
+        assert str(found).splitlines()[-1] in text
+        assert all(f"{f.what} {f.fix}" in text for f in found.findings)
+        edges |= set(re.findall("border-left: ([^;]+);", shown))
+    assert len(edges) == 3
 
 
 def test_html_is_escaped() -> None:
