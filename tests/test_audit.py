@@ -581,6 +581,19 @@ def _some_rows(broken: bool) -> dict[str, Any]:
 
 
 @twins("selected-on-test")
+def _a_list_of_rows(broken: bool) -> dict[str, Any]:
+    data = images()
+    rows = list(np.flatnonzero(data.split == ("test" if broken else "validation")))
+    return {"network": Small(), "data": data, "chosen_on": rows}
+
+
+@twins("labels")
+def _all_ignored(broken: bool) -> dict[str, Any]:
+    x, y = images().train.x, images().train.y
+    return {"network": Small(), "data": (x, torch.full_like(y, -100) if broken else y)}
+
+
+@twins("selected-on-test")
 def _the_split(broken: bool) -> dict[str, Any]:
     data = images()
     return {
@@ -1134,3 +1147,8 @@ def test_what_cannot_be_checked_is_refused_with_a_sentence(
 ) -> None:
     with pytest.raises(error, match=sentence):
         audit.check(**({"network": Small()} | change))
+
+
+def test_a_number_is_no_choice_of_data() -> None:
+    with pytest.raises(TypeError, match="chosen_on should be 'validation', a split"):
+        audit.check(Small(), chosen_on=3)

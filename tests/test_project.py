@@ -239,12 +239,14 @@ def test_the_readme_lists_the_commands_behind_make() -> None:
     for command in (
         'pip install -c constraints.txt -e ".[book,test]"',
         "tools/book.py build",
-        "pytest -n logical --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 "
-        "chapters",
+        "pytest -n logical --dist loadfile --nbval-lax --nbval-current-env "
+        "--nbval-cell-timeout=300 chapters",
     ):
         plain = makefile.replace("-qq --disable-pip-version-check ", "")
         assert command in plain
-        assert command in readme.replace("\\\n  ", ""), f"README.md should list, for people without make: {command}"
+        assert command in readme.replace("\\\n  ", ""), (
+            f"README.md should list, for people without make: {command}"
+        )
 
 
 def test_the_continuous_integration_runs_the_readmes_commands() -> None:

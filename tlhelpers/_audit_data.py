@@ -55,7 +55,14 @@ def labels(setup: Setup) -> Found | None:
             {"dtype": str(y.dtype)},
             fix="Call y.long().",
         )
+    y = y.long()  # as bytes, 156 would be equal to -100
     kept = y[y != -100]  # cross_entropy's ignore_index
+    if not len(kept):
+        return Found(
+            f"All {len(y):,} labels are -100, which cross_entropy leaves out.",
+            {"ignored": len(y)},
+            fix="Give the examples that are to be learnt from a class from 0 to m - 1.",
+        )
     low, high = int(kept.min()), int(kept.max())
     with contextlib.suppress(Lacking):
         m = setup.m
@@ -137,9 +144,8 @@ def _chosen_from_test(setup: Setup) -> str:
     ids = getattr(chosen, "ids", chosen)
     if isinstance(ids, str):
         return ""
-    if isinstance(ids, (Tensor, np.ndarray)):
-        ids = ids.tolist()
-    if all(isinstance(i, int) for i in ids):
+    ids = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else list(ids)
+    if all(isinstance(i, int | np.integer) for i in ids):
         split = getattr(setup.data, "split", None)
         if split is None:
             raise Lacking("data with a split")

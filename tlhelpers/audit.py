@@ -36,7 +36,7 @@ from tlhelpers import (
     _audit_preprocessing,
     _audit_training,
 )
-from tlhelpers._audit_check import ERROR, NOTE, Check
+from tlhelpers._audit_check import ERROR, NOTE, Check, how_many
 from tlhelpers._audit_setup import CallableError, Lacking, Setup
 
 # The edge of an audit with errors, with notes alone, and without findings.
@@ -132,7 +132,8 @@ class Audit:
             for word, found in ((ERROR, self.errors), (NOTE, self.notes))
             if found
         ]
-        line = f"Audit: {' and '.join(counts) or 'clean'}; {len(self.passed)} checks passed"
+        outcome = " and ".join(counts) or "clean"
+        line = f"Audit: {outcome}; {how_many(len(self.passed), 'check')} passed"
         if self.skipped:
             lacking = list(dict.fromkeys(self.skipped.values()))
             line += f"; {len(self.skipped)} skipped for lack of {', '.join(lacking)}"
@@ -224,7 +225,8 @@ def check(
         metric: what is reported.
 
     Raises:
-        TypeError: if ``network`` is no module, or ``data`` has none of the forms above.
+        TypeError: if ``network`` is no module, or ``data`` or ``chosen_on`` has none of the forms
+            above.
         ValueError: if ``frozen`` names nothing in the network, or a lazy layer has no shape yet.
 
     >>> network = nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1))
@@ -239,6 +241,10 @@ def check(
         raise ValueError(
             f"{lazy[0]} has no shape yet: a lazy layer gets it from its first batch. Run the "
             f"network on one batch before the optimiser is built, then check it."
+        )
+    if isinstance(chosen_on, int):
+        raise TypeError(
+            f"chosen_on should be 'validation', a split, ids or row numbers, found {chosen_on!r}."
         )
     setup = Setup(
         network=network,

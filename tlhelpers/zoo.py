@@ -48,8 +48,8 @@ FINE_TUNING = Recipe(steps=120, batch_size=32, lr=2e-3, head_lr=1e-2, keep="last
 class Source:
     """What a source network was pretrained on.
 
-    The data that are not named are as for ``letters``, but ``letters`` alone was trained by a recipe
-    of its own, for longer and with stronger augmentation; the others by :data:`PRETRAINING`.
+    The data that are not named are as for ``letters``, but ``letters`` alone was trained by a
+    recipe of its own, for longer and with stronger augmentation; the others by ``PRETRAINING``.
 
     Attributes:
         name: such as ``"greek"``.
