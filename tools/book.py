@@ -315,10 +315,14 @@ def execute(notebook: Any, page: Path, threads: int) -> float | None:
 
     started = time.perf_counter()
     client = NotebookClient(
-        notebook, timeout=cell_timeout(), resources={"metadata": {"path": str(page.parent)}}
+        notebook,
+        timeout=cell_timeout(),
+        resources={"metadata": {"path": str(page.parent)}},
+        record_timing=False,  # else the times would be a part of the key in the cache
     )
+    environment = page_environment() | {"OMP_NUM_THREADS": str(threads)}
     try:
-        client.execute(env=page_environment() | {"OMP_NUM_THREADS": str(threads)})
+        client.execute(env=environment, stderr=subprocess.DEVNULL)
     except (CellControlSignal, DeadKernelError):
         return None
     return time.perf_counter() - started
