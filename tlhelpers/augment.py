@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,40 +99,30 @@ brightness=(1.0, 1.0), contrast=(1.0, 1.0), saturation=(1.0, 1.0), hue=(-0.1, 0.
     def __post_init__(self) -> None:
         whole = isinstance(self.size, int) and not isinstance(self.size, bool)
         self._require("size", whole and self.size >= 1, "a number of pixels, 1 or larger")
-        self._keep_range("scale", self.scale, (0, 1), "a pair (least, most) above 0 and at most 1")
-        self._keep_range("ratio", self.ratio, (0, math.inf), "a pair (least, most) above 0")
-        self._require("scale", self.scale[0] > 0, "a pair (least, most) above 0 and at most 1")
-        self._require("ratio", self.ratio[0] > 0, "a pair (least, most) above 0")
         good = _is_number(self.flip) and 0 <= self.flip <= 1
         self._require("flip", good, "a probability in 0..1")
         object.__setattr__(self, "flip", float(self.flip))
-        for name in COLOURS:
-            given = getattr(self, name)
-            centre, limits = (0.0, (-0.5, 0.5)) if name == "hue" else (1.0, (0.0, math.inf))
-            most = "in 0..0.5" if name == "hue" else "0 or larger"
-            pair = f"within {limits[0]:g} to {limits[1]:g}"
-            expected = f"a number {most}, or a pair (least, most) {pair}"
-            if _is_number(given):
-                self._require(name, 0 <= given <= limits[1], expected)
-                low = centre - given if name == "hue" else max(centre - given, 0.0)
-                given = (low, centre + given)
-            self._keep_range(name, given, limits, expected)
+        above_0 = math.ulp(0.0)
+        shares = "a pair (least, most) above 0 and at most 1"
+        self._keep("scale", self.scale, (above_0, 1.0), shares)
+        self._keep("ratio", self.ratio, (above_0, math.inf), "a pair (least, most) above 0")
+        for name in COLOURS[:3]:
+            expected = "a number 0 or larger, or a pair (least, most) of such numbers"
+            self._keep(name, _around(1.0, getattr(self, name), 0.0), (0.0, math.inf), expected)
+        expected = "a number in 0..0.5, or a pair (least, most) in -0.5..0.5"
+        self._keep("hue", _around(0.0, self.hue, -0.5), (-0.5, 0.5), expected)
 
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:
             found = getattr(self, name)
             raise ValueError(f"PhotoAugment: {name} must be {expected}, found {found!r}.")
 
-    def _keep_range(
-        self, name: str, given: object, limits: tuple[float, float], expected: str
-    ) -> None:
-        """Store a pair of floats, so that equal settings print alike."""
+    def _keep(self, name: str, given: Any, limits: tuple[float, float], expected: str) -> None:
+        """Store a range as a pair of floats, so that equal settings print alike."""
         good = isinstance(given, tuple | list) and len(given) == 2 and all(map(_is_number, given))
-        if good:
-            low, high = given  # type: ignore[misc]
-            good = limits[0] <= low <= high <= limits[1] and math.isfinite(high)
+        good = good and limits[0] <= given[0] <= given[1] <= limits[1] and given[1] < math.inf
         self._require(name, good, expected)
-        object.__setattr__(self, name, (float(low), float(high)))
+        object.__setattr__(self, name, (float(given[0]), float(given[1])))
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A new version of each image.
@@ -151,13 +142,12 @@ brightness=(1.0, 1.0), contrast=(1.0, 1.0), saturation=(1.0, 1.0), hue=(-0.1, 0.
 
     def draw(self, n: int, height: int, width: int, *, generator: torch.Generator) -> Choices:
         """Draw what happens to n images of one size."""
-        u = torch.rand(n, 2 * ATTEMPTS + 11, dtype=torch.float64, generator=generator)
-        tries, (top, left, flip), factors, keys = (
-            u[:, : 2 * ATTEMPTS].view(n, 2, ATTEMPTS),
-            u[:, 2 * ATTEMPTS : -8].unbind(1),
-            u[:, -8:-4],
-            u[:, -4:],
-        )
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(n, *shape, dtype=torch.float64, generator=generator)
+
+        tries, top, left, flip = uniform(2, ATTEMPTS), uniform(), uniform(), uniform()
+        factors, keys = uniform(4), uniform(4)
         h, w = self._sides(tries, height, width)
         fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
         first = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
@@ -205,7 +195,8 @@ brightness=(1.0, 1.0), contrast=(1.0, 1.0), saturation=(1.0, 1.0), hue=(-0.1, 0.
             if colours.slots:
                 done.copy_(colours(into, rows))
 
-        _on_threads(fill, range(0, n, size))
+        with torch.autocast(device.type, enabled=False):  # 8 bits are too few for a grey level
+            _on_threads(fill, range(0, n, size))
         return out
 
 
@@ -224,8 +215,13 @@ def _check(images: Tensor) -> None:
     )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _around(centre: float, given: Any, least: float) -> Any:
+    """A number as the range around a centre that it stands for; anything else as it is."""
+    return (max(centre - given, least), centre + given) if _is_number(given) else given
 
 
 def _on_threads(work: Callable[[int], None], items: range) -> None:

@@ -140,7 +140,7 @@ class PixelCache:
         self._file.check(chosen)
         return torch.from_numpy(self._file.pixels[chosen]).permute(0, 3, 1, 2)
 
-    def take(self, indices: Sequence[int]) -> PixelCache:
+    def take(self, indices: Sequence[int] | np.ndarray | Tensor) -> PixelCache:
         """The images at ``indices``, in that order, from the same file; nothing is read."""
         return PixelCache(self._file, self._rows[np.asarray(indices, dtype=np.int64)])
 
@@ -418,7 +418,7 @@ class _Making:
                 out[:] = _square(self.images[i], self.size).permute(1, 2, 0).numpy()
             except ValueError as error:
                 unread[i] = str(error)
-        sums = [zlib.crc32(image) for image in pixels]
+        sums = [zlib.crc32(image.data) for image in pixels]
         entry = {"start": chunk.start, "checksums": sums, "unread": unread}
         with self.lock:
             self._write(_HEADER + chunk.start * self.bytes, pixels.reshape(-1).data)
