@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,13 @@ def test_batches_and_views_share_the_file(photos: Dataset) -> None:
     view[0].zero_()
     assert torch.equal(cache.stack(), whole), "what is handed out is a copy"
     assert cache.rows([]).shape == (0, 3, SIZE, SIZE)
+
+
+def test_a_pickle_carries_no_pixels(photos: Dataset) -> None:
+    view = PixelCache.of(photos.x, size=SIZE).take([5, 0])
+    pickled = pickle.dumps(view)
+    assert len(pickled) < 1000
+    assert torch.equal(pickle.loads(pickled).stack(), view.stack())
 
 
 def test_any_reader_of_safetensors_opens_it(photos: Dataset) -> None:

@@ -83,7 +83,7 @@ class PixelCache:
             size: side of the squares in pixels.
 
         Raises:
-            ValueError: if images cannot be read (all of them are counted; :func:`pixel_cache` can
+            ValueError: if images cannot be read (all of them are named; :func:`pixel_cache` can
                 leave them out), there are none, or the file in the cache is damaged.
             TypeError: if ``images`` is no such sequence.
             OSError: if the disk is full; what was done before is kept.
@@ -92,9 +92,8 @@ class PixelCache:
         if file.unread:
             names = getattr(images, "names", range(len(images)))
             raise ValueError(
-                f"{_unread({str(names[i]): why for i, why in file.unread.items()}, len(images))}. "
-                f"Repair or remove them, or leave them out with "
-                f"datasets.pixel_cache(..., on_error='skip')."
+                f"{_list_unread(file, names, 'images')}. Repair or remove them, or leave them out "
+                f"with datasets.pixel_cache(..., on_error='skip')."
             )
         return cls(file, np.arange(len(file.pixels)))
 
@@ -120,11 +119,13 @@ class PixelCache:
         megabytes = len(self) * self._file.pixels[0].nbytes / 1e6
         return f"{len(self):,} cached images, {self.size} × {self.size}, {megabytes:,.1f} MB"
 
+    def __reduce__(self) -> Any:
+        # Workers of a data loader map the file for themselves; the pixels stay where they are.
+        return _reopen, (self.path, self._rows)
+
     def __getitem__(self, i: int) -> Tensor:
         """Image ``i``, a (3, size, size) uint8 tensor of its own, channels last in memory."""
-        row = self._rows[i]
-        self._file.check(np.array([row]))
-        return torch.from_numpy(self._file.pixels[row].copy()).permute(2, 0, 1)
+        return self.rows([i])[0]
 
     def rows(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """The images at ``indices``, in that order, copied into one tensor.
@@ -179,7 +180,7 @@ def pixel_cache(data: Dataset, *, size: int = 224, on_error: str = "raise") -> D
     cache = PixelCache(file, np.arange(len(data)))
     if not file.unread:
         return dataclasses.replace(data, x=cache)
-    sentence = _unread({data.ids[i]: why for i, why in file.unread.items()}, len(data), data.name)
+    sentence = _list_unread(file, data.ids, f"images of {data.name}")
     if on_error == "raise":
         raise ValueError(
             f"{sentence}. Repair or remove them, or pass on_error='skip' to leave them out."
@@ -189,9 +190,9 @@ def pixel_cache(data: Dataset, *, size: int = 224, on_error: str = "raise") -> D
     return cached.subset(np.array([i for i in range(len(data)) if i not in file.unread]))
 
 
-def _unread(bad: dict[str, str], n: int, name: str = "") -> str:
-    listed = "; ".join(f"{image}: {why}" for image, why in bad.items())
-    return f"{len(bad)} of {n} images{' of ' * bool(name)}{name} cannot be read ({listed})"
+def _list_unread(file: _File, names: Sequence[Any], what: str) -> str:
+    listed = "; ".join(f"{names[i]}: {why}" for i, why in file.unread.items())
+    return f"{len(file.unread)} of {len(file.pixels)} {what} cannot be read ({listed})"
 
 
 def _find_or_make(images: Source, size: int) -> _File:
@@ -267,6 +268,10 @@ class _File:
             if zlib.crc32(self.pixels[row]) != self.checksums[row]:
                 raise ValueError(_damaged(self.path, f"image {row} is not what was stored"))
             self.checked[row] = True
+
+
+def _reopen(path: Path, rows: np.ndarray) -> PixelCache:
+    return PixelCache(_File.open(path), rows)
 
 
 def _header(n: int, size: int, unread: int) -> dict[str, Any]:
