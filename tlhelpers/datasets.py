@@ -37,6 +37,8 @@ from tlhelpers.characters import GLYPH_SIZE as GLYPH_SIZE
 from tlhelpers.characters import MILD as MILD
 from tlhelpers.characters import Shift as Shift
 from tlhelpers.download import fetch
+from tlhelpers.pixels import PixelCache as PixelCache
+from tlhelpers.pixels import pixel_cache as pixel_cache
 from tlhelpers.splits import PARTS, Dataset, take
 
 DOGS_IMAGENET: tuple[int, ...] = (*(i for i in range(151, 269) if i != 251), 273, 274, 275)
