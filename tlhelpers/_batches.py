@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -44,7 +44,7 @@ class Held:
         """How many numbers an example has."""
         return self.inputs[0].numel()
 
-    def batches(self, wanted: Iterable[Tensor | slice]) -> Iterator[Batch]:
+    def batches(self, wanted: Iterable[Tensor | slice]) -> Generator[Batch, None, None]:
         """The inputs and labels at each of the positions, or of each stretch, that are wanted."""
         for rows in wanted:
             yield self.inputs[rows], self.labels[rows]
@@ -64,7 +64,7 @@ class Streamed:
         """How many numbers an example has."""
         return read(self.x, torch.zeros(1, dtype=torch.int64)).numel()
 
-    def batches(self, wanted: Iterable[Tensor | slice]) -> Iterator[Batch]:
+    def batches(self, wanted: Iterable[Tensor | slice]) -> Generator[Batch, None, None]:
         """See :meth:`Held.batches`; what goes wrong in the thread is raised here."""
         waiting: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:

@@ -12,18 +12,19 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 _FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _made = itertools.count()  # groups: one that follows another must not read its addresses
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Group:
     """The processes that train together; a process alone is a group of one.
 
@@ -31,11 +32,13 @@ class Group:
         rank: the number of this process, 0 for the one that writes and speaks.
         size: the number of processes.
         device: where this process computes.
+        used: the parameters that get gradients, once the first step has shown them.
     """
 
     rank: int
     size: int
     device: torch.device
+    used: list[nn.Parameter] = field(default_factory=list)
 
     def mine(self, n: int) -> slice:
         """This process's share of n rows; the first processes take what is left over."""
@@ -50,13 +53,28 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def total_in_place(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of one dtype by their sums over all processes, in one message."""
-        if self.size == 1 or not tensors:
+    def add_up(self, network: nn.Module, parameters: Sequence[nn.Parameter], share: float) -> None:
+        """Make gradients the sums over all processes, and BatchNorm's running statistics the means.
+
+        Args:
+            network: what has just run backward.
+            parameters: its trainable ones.
+            share: the part of the batch's examples that were this process's.
+        """
+        if self.size == 1:
             return
-        summed = self.total(torch.cat([tensor.reshape(-1) for tensor in tensors]))
-        parts = summed.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
+        if not self.used:
+            # What no forward pass uses has no gradient in any process, and takes no step. A
+            # process without an example asks the others.
+            has = torch.tensor([float(p.grad is not None) for p in parameters])
+            flags = self.total(has).tolist()
+            self.used = [p for p, flag in zip(parameters, flags, strict=True) if flag]
+        summed = [_gradient(parameter) for parameter in self.used]
+        for statistic in _running_statistics(network):
+            summed.append(statistic.mul_(share))
+        flat = self.total(torch.cat([tensor.reshape(-1) for tensor in summed]))
+        parts = flat.split([tensor.numel() for tensor in summed])
+        for tensor, part in zip(summed, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
     def any(self, flag: bool) -> bool:
@@ -79,6 +97,19 @@ class Group:
             whole = tensor.detach().contiguous()
             dist.broadcast(whole, 0)
             tensor.detach().copy_(whole)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _running_statistics(network: nn.Module) -> list[Tensor]:
+    """Those that a forward pass moves: frozen norms are in evaluation mode."""
+    norms = [m for m in network.modules() if isinstance(m, _NormBase) and m.training]
+    both = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    return [value for value in both if value is not None]
 
 
 def own_device(device: torch.device) -> torch.device:

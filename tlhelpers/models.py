@@ -708,7 +708,9 @@ def as_backbone(
         name: what it is called in banks and reports; by default the name of its class, or that of
             a photo classifier's architecture.
         preprocess: what photographs must go through first; None if the network takes the images
-            of the data set as they are. A photo classifier brings its own.
+            of the data set as they are. A photo classifier brings its own, and
+            ``features.extract`` applies it in full: where images are stored in the network's
+            size already, give one whose ``resize`` is that size.
 
     Raises:
         ValueError: if the network has no linear layer.

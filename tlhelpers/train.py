@@ -24,10 +24,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
 from tqdm.auto import tqdm
 
-from tlhelpers import _batches, _checkpoint, _processes, models, runtime
+from tlhelpers import _batches, _checkpoint, _processes, _randomness, models, runtime
+from tlhelpers._meter import Meter
 from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset, Lazy
 
@@ -72,7 +72,9 @@ class Recipe:
         label_smoothing: the share of the target's probability spread over all classes.
         dropout: the probability that the network's dropout layers take during the run; None leaves
             them as they are.
-        augment: ``(images, generator) -> images``, applied to training batches only.
+        augment: ``(images, generator) -> images``, applied to training batches only: these come on
+            the device as the data holds them (bytes as bytes), and go to the network as it
+            returns them.
         regulariser: ``network -> scalar tensor``, added to the training loss.
         clip: the largest norm of the gradient of all parameters together; None for no limit.
         patience: stop after so many evaluations without a better one; None never stops early.
@@ -406,10 +408,10 @@ def fit(
     dropout, which draws other noise, tell the difference.
 
     *Several processes.* Under ``torchrun``, where every process makes the same call, each takes
-    its slice of every batch, and the result is that of one process up to rounding. Three things
-    are each process's own: dropout's noise, the statistics by which BatchNorm normalises in
-    training (its running statistics are averaged; ``SyncBatchNorm`` works on GPUs only), and the
-    augmentation of the whole batch, of which each keeps its slice. The first process writes
+    its slice of every batch, and the result is that of one process up to rounding. Only dropout's
+    noise and the statistics by which BatchNorm normalises in training are each process's own (its
+    running statistics are averaged; ``SyncBatchNorm`` needs GPUs). Every process augments the
+    whole batch and keeps its slice, so that the noise is the same. The first process writes
     checkpoints and shows progress. A process group that is there is used; otherwise one is made,
     and ended with the call.
 
@@ -456,7 +458,7 @@ def fit(
         if run.device.type == "cpu":
             # A step frees and takes the same blocks of memory again and again.
             stack.enter_context(runtime.keep_memory())
-        stack.enter_context(_global_state_kept(run.device))
+        stack.enter_context(_randomness.global_state_kept(run.device))
         group = stack.enter_context(_processes.joined(run.device))
         stack.enter_context(_dropout(network, recipe.dropout))
         group.align(network.state_dict().values())
@@ -505,15 +507,12 @@ class _Loop:
             weight_decay=recipe.weight_decay,
         )
         self.parameters = [p for group in groups for p in group["params"]]
-        self.used: list[nn.Parameter] | None = None
         self.rates = [group["lr"] for group in groups]
         self.optimizer = _optimizer(groups, recipe, run.device)
         wanted = run.device.type != "cpu" if mixed is None else mixed
         self.dtype = run.dtype if wanted else torch.float32
         # Only float16 needs its gradients scaled; elsewhere the scaler lets everything through.
-        self.scaler = torch.amp.GradScaler(
-            run.device.type, enabled=self.dtype == torch.float16
-        )
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=self.dtype == torch.float16)
         self.train = _batches.source(data.train, run.device)
         self.validation = _batches.source(data.validation, run.device)
         n = len(data.train)
@@ -523,7 +522,7 @@ class _Loop:
         if recipe.steps is not None and recipe.validate_every is None:
             self.every = max(self.per_epoch, -(-self.total // _ROWS))
         self.step = 0
-        self.meter = _Meter()
+        self.meter = Meter()
         self.rows: list[dict[str, float]] = []
         self.first = self.best = _copy(network)
         self.best_value = math.inf
@@ -562,7 +561,7 @@ class _Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
-        self.meter = _Meter(**state["meter"])
+        self.meter = Meter(**state["meter"])
         for name in self._KEPT:
             setattr(self, name, state[name])
 
@@ -610,61 +609,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
 
 
-class _Meter:
-    """Loss and accuracy of the steps since the last evaluation.
-
-    The numbers of the last steps stay on the device until somebody settles: reading them one by
-    one would have the program wait for each step.
-    """
-
-    def __init__(
-        self, losses: list[float] | None = None, sizes: list[int] | None = None, hits: int = 0
-    ) -> None:
-        self.losses, self.sizes, self.hits = losses or [], sizes or [], hits
-        self._pending: list[Tensor] = []
-        self._shares: list[int] = []
-
-    def add(self, numbers: Tensor, rows: int, size: int) -> None:
-        """A step's loss, penalised loss and hits, of this process's rows of a batch of a size."""
-        self._pending.append(numbers)
-        self._shares.append(rows)
-        self.sizes.append(size)
-
-    def __len__(self) -> int:
-        """How many steps are not settled."""
-        return len(self._pending)
-
-    def settle(self, group: _processes.Group) -> int | None:
-        """Read the numbers of all processes.
-
-        Returns:
-            which of the steps since the last time was the first without a finite loss, if any.
-        """
-        if not self._pending:
-            return None
-        table = torch.stack(self._pending).cpu().double()
-        losses, hits, finite = table[:, 0], table[:, 2], table[:, 1].isfinite()
-        if group.size > 1:
-            shares, sizes = (torch.tensor(n[-len(table):]) for n in (self._shares, self.sizes))
-            table = torch.stack([losses * shares, hits, (~finite).double()])
-            losses, hits, infinite = group.total(table).cpu()
-            losses, finite = losses / sizes, infinite == 0
-        self.losses += losses.tolist()
-        self.hits += int(hits.sum())
-        self._pending.clear()
-        self._shares.clear()
-        return None if finite.all() else int(finite.int().argmin())
-
-    def means(self) -> tuple[float, float]:
-        """The mean loss and the accuracy over all examples."""
-        weights = torch.tensor(self.sizes, dtype=torch.float64)
-        mean = (torch.tensor(self.losses, dtype=torch.float64) * weights).sum() / weights.sum()
-        return float(mean), self.hits / sum(self.sizes)
-
-    def state(self) -> dict[str, Any]:
-        return {"losses": self.losses, "sizes": self.sizes, "hits": self.hits}
-
-
 def _take_up(loop: _Loop, data: Dataset, path: Path, every: float) -> _checkpoint.Checkpoint | None:
     """Bring the loop to where the file left it; the file, in the process that writes it."""
     file, content = None, None
@@ -697,7 +641,7 @@ def _train(loop: _Loop, file: _checkpoint.Checkpoint | None) -> None:
         while not loop.stopped:
             _take_steps(loop, file, bar)
             train_loss, train_top1 = loop.meter.means()
-            loop.meter = _Meter()
+            loop.meter = Meter()
             validation_loss, validation_top1 = _evaluate(loop)
             loop.rows.append(
                 {
@@ -749,14 +693,15 @@ def _plan(loop: _Loop, end: int) -> Iterator[_Step]:
         if order is None or batch == 0:
             # Each epoch's order and each step's noise have seeds of their own, so that a run
             # that is taken up again needs no generator's state.
-            shuffle, *noise = _seeds(loop.run.seed, epoch, 2 * loop.per_epoch + 1)
+            shuffle, *noise = _randomness.epoch_seeds(loop.run.seed, epoch, 2 * loop.per_epoch + 1)
             order = torch.randperm(n, generator=torch.Generator().manual_seed(shuffle))
             order = order.to(loop.train.index_device)
         rows = order[batch * size : (batch + 1) * size]
         mine = loop.group.mine(len(rows))
         # The noise of an augmentation is that of the whole batch, in whichever process.
         load = rows[mine] if loop.recipe.augment is None else rows
-        yield _Step(load, mine, len(rows), noise[2 * batch], noise[2 * batch + 1])
+        dropout = noise[2 * batch] + loop.group.rank
+        yield _Step(load, mine, len(rows), dropout, noise[2 * batch + 1])
 
 
 def _take_steps(loop: _Loop, file: _checkpoint.Checkpoint | None, bar: Any) -> None:
@@ -768,7 +713,7 @@ def _take_steps(loop: _Loop, file: _checkpoint.Checkpoint | None, bar: Any) -> N
     plan, ahead = itertools.tee(_plan(loop, end))
     with contextlib.closing(loop.train.batches(step.load for step in ahead)) as batches:
         for step, (x, y) in zip(plan, batches, strict=True):
-            _seed_dropout(step.dropout, loop.run.device)
+            _randomness.seed_dropout(step.dropout, loop.run.device)
             if recipe.augment is not None:
                 x = recipe.augment(x, generator.manual_seed(step.noise))
                 if loop.group.size > 1:
@@ -777,7 +722,7 @@ def _take_steps(loop: _Loop, file: _checkpoint.Checkpoint | None, bar: Any) -> N
             for group, rate in zip(optimizer.param_groups, loop.rates, strict=True):
                 group["lr"] = rate * factor
             numbers = _backward(loop, x, y, step)
-            _add_up_processes(loop, len(y) / step.size)
+            loop.group.add_up(loop.network, loop.parameters, len(y) / step.size)
             if recipe.clip is not None:
                 loop.scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(loop.parameters, recipe.clip)
@@ -822,7 +767,7 @@ def _backward(loop: _Loop, x: Tensor, y: Tensor, step: _Step) -> Tensor:
         except torch.OutOfMemoryError as error:
             loop.halve(len(y), error)
         _free_memory(loop.run.device)
-        _seed_dropout(step.dropout, loop.run.device)
+        _randomness.seed_dropout(step.dropout, loop.run.device)
 
 
 def _backward_in_parts(loop: _Loop, x: Tensor, y: Tensor, size: int) -> Tensor:
@@ -849,30 +794,6 @@ def _free_memory(device: torch.device) -> None:
     """Call it outside the ``except``, whose traceback holds what the failed pass had made."""
     if device.type != "cpu":
         torch.accelerator.memory.empty_cache()
-
-
-def _add_up_processes(loop: _Loop, share: float) -> None:
-    """Make the gradients those of all processes' examples; BatchNorm's statistics are averaged."""
-    if loop.group.size == 1:
-        return
-    if loop.used is None:  # what no forward pass uses has no gradient, and no step either
-        found = torch.tensor([float(p.grad is not None) for p in loop.parameters])
-        flags = loop.group.total(found).tolist()
-        loop.used = [p for p, flag in zip(loop.parameters, flags, strict=True) if flag]
-    for parameter in loop.used:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    statistics = [
-        value
-        for part in loop.network.modules()
-        if isinstance(part, _NormBase) and part.training
-        for value in (part.running_mean, part.running_var)
-        if value is not None
-    ]
-    for value in statistics:
-        value.mul_(share)
-    gradients = [p.grad for p in loop.used if p.grad is not None]
-    loop.group.total_in_place([*gradients, *statistics])
 
 
 def _evaluate(loop: _Loop) -> tuple[float, float]:
@@ -944,36 +865,6 @@ def _optimizer(
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in network.state_dict().items()}
-
-
-def _seeds(seed: int, epoch: int, count: int) -> list[int]:
-    state = np.random.SeedSequence([seed, epoch]).generate_state(count, np.uint64)
-    return (state >> np.uint64(1)).tolist()
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed the global state that dropout draws from, on this device alone."""
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.get_device_module(device).manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _global_state_kept(device: torch.device) -> Iterator[None]:
-    """Leave the global random state of the CPU and of the device as it was."""
-    with torch.random.fork_rng(devices=[]):
-        if device.type == "cpu":
-            yield
-            return
-        # Seeding and drawing have to mean the same one of several devices.
-        with torch.accelerator.device_index(device.index):
-            module = torch.get_device_module(device)
-            before = module.get_rng_state()
-            try:
-                yield
-            finally:
-                module.set_rng_state(before)
 
 
 @contextlib.contextmanager
