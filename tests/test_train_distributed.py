@@ -128,13 +128,14 @@ def in_each_process(folder: Path) -> None:
     other = Net(seed=rank)  # the first process's weights are everybody's
     keep(folder / f"seeds{rank}", other, train.fit(other, dataset(), BASE, RUN))
 
+    train._LOOK = 2  # steps between two that all processes look at, and save
     recipe = dataclasses.replace(BASE, augment=Until(5))
     path = folder / "run.pt"
     try:
-        train.fit(Net(), dataset(), recipe, RUN, checkpoint=path)
+        train.fit(Net(), dataset(), recipe, RUN, checkpoint=path, checkpoint_every=0)
     except Interrupt:
         network = Net()
-        recipe = dataclasses.replace(BASE, augment=Until(9))
+        recipe = dataclasses.replace(BASE, augment=Until(7))  # it had come to step 5 of 12
         history = train.fit(network, dataset(), recipe, RUN, checkpoint=path)
         keep(folder / f"resumed{rank}", network, history)
 

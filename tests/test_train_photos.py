@@ -435,12 +435,16 @@ def test_between_evaluations_nothing_is_written_before_its_time(
 def test_another_list_of_images_is_refused(tmp_path: Path) -> None:
     path, recipe = tmp_path / "run.pt", Recipe(epochs=1)
     train.fit(Small(), dataset(Album(pixels())), recipe, RUN, checkpoint=path)
+    mine, others = tmp_path / "run.pt.12.part", tmp_path / "run.pt.x.12.part"
+    for unfinished in (mine, others):
+        unfinished.write_bytes(b"half")
     other = pixels()
     other[[3, 6]] = other[[6, 3]]  # the same images in another order
     with pytest.raises(ValueError, match=r"run\.pt is a checkpoint of another data: examples"):
         train.fit(Small(), dataset(Album(other)), recipe, RUN, checkpoint=path)
     with pytest.raises(TypeError, match=r"needs digest\(\), but Nameless of colours has none"):
         train.fit(Small(), dataset(Nameless(pixels())), recipe, RUN, checkpoint=path)
+    assert sorted(tmp_path.iterdir()) == [path, others], "its own half-written file goes"
 
 
 @pytest.fixture

@@ -98,9 +98,11 @@ def source(split: Split, device: torch.device) -> Held | Streamed:
     x = split.x
     if isinstance(x, Tensor) and (device.type == "cpu" or x.dtype != torch.uint8):
         return Held(x, split.y, device)
-    if device.type == "cpu" or not len(x) or not _fits(x, device):
+    if device.type == "cpu" or not len(x):
         return Streamed(x, split.y, device)
-    first = read(x, torch.zeros(1, dtype=torch.int64))
+    first, free = read(x, torch.zeros(1, dtype=torch.int64)), _free_bytes(device)
+    if free is None or first.nbytes * len(x) > SHARE * free:
+        return Streamed(x, split.y, device)
     images = first.new_empty((len(x), *first.shape[1:]), device=device)
     for rows in torch.arange(len(x)).split(_CHUNK):
         images[rows[0] : rows[-1] + 1] = read(x, rows).to(device)
@@ -114,13 +116,6 @@ def read(x: splits.Rows, rows: Tensor) -> Tensor:
     if hasattr(x, "rows"):
         return x.rows(rows.tolist())
     return x.take(rows.tolist()).stack()
-
-
-def _fits(x: splits.Rows, device: torch.device) -> bool:
-    free = _free_bytes(device)
-    return free is not None and read(x, torch.zeros(1, dtype=torch.int64)).nbytes * len(x) <= (
-        SHARE * free
-    )
 
 
 def _free_bytes(device: torch.device) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,10 @@ class Checkpoint:
         Raises:
             ValueError: if the file is no checkpoint, or one of something else.
         """
-        for unfinished in self.path.parent.glob(f"{self.path.name}.*.part"):
-            unfinished.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        unfinished = re.compile(re.escape(self.path.name) + r"\.\d+\.part")
+        for part in self.path.parent.glob("*.part"):
+            if unfinished.fullmatch(part.name):  # of a run that was killed while it wrote
+                part.unlink(missing_ok=True)
         if not self.path.is_file():
             return None
         try:

@@ -410,8 +410,8 @@ def fit(
     *Several processes.* Under ``torchrun``, where every process makes the same call, each takes
     its slice of every batch, and the result is that of one process up to rounding. Only dropout's
     noise and the statistics by which BatchNorm normalises in training are each process's own (its
-    running statistics are averaged; ``SyncBatchNorm`` needs GPUs). Every process augments the
-    whole batch and keeps its slice, so that the noise is the same. The first process writes
+    running statistics are averaged; ``SyncBatchNorm`` works on GPUs only). Every process augments
+    the whole batch and keeps its slice, so that the noise is the same. The first process writes
     checkpoints and shows progress. A process group that is there is used; otherwise one is made,
     and ended with the call.
 
@@ -530,7 +530,7 @@ class _Loop:
         self.stopped = ""
         self.limit: int | None = None  # examples in a forward pass, once memory ran out
         self.seconds = 0.0
-        self._since = time.perf_counter()
+        self.since = time.perf_counter()
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype != torch.float32:
@@ -540,7 +540,7 @@ class _Loop:
     def clock(self) -> float:
         """The seconds that the run has taken so far, in all of its calls."""
         now = time.perf_counter()
-        self.seconds, self._since = self.seconds + now - self._since, now
+        self.seconds, self.since = self.seconds + now - self.since, now
         return self.seconds
 
     def state(self) -> dict[str, Any]:
@@ -637,6 +637,7 @@ def _identity(loop: _Loop, data: Dataset) -> dict[str, dict[str, str]]:
 
 def _train(loop: _Loop, file: _checkpoint.Checkpoint | None) -> None:
     """Steps and evaluations by turns, until the recipe has had enough."""
+    loop.since = time.perf_counter()  # what came before, such as a digest of the data, is not it
     with _progress(loop) as bar:
         while not loop.stopped:
             _take_steps(loop, file, bar)
