@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tlhelpers import features, models, probe, runtime
+from tlhelpers import audit, features, models, probe, runtime
 from tlhelpers.splits import Dataset
 
 
@@ -525,3 +526,150 @@ def test_rates_that_cannot_be_meant(settings: dict[str, float], sentence: str) -
 def test_a_network_that_is_frozen_whole_has_no_groups() -> None:
     with pytest.raises(ValueError, match="no parameter of SmallResNet is trainable"):
         models.param_groups(models.freeze(models.small_resnet()), lr=0.1)  # type: ignore[arg-type]
+
+
+# --- photographs in, classes out ----------------------------------------------------------
+
+
+def photographs(n: int = 2, height: int = 70, width: int = 90) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "dim", "dropout"),
+    [
+        ("resnet18", 512, 0.0),
+        ("mobilenet_v2", 1280, 0.2),
+        ("squeezenet1_1", 512, 0.5),
+        ("densenet121", 1024, 0.0),
+        ("efficientnet_b0", 1280, 0.2),
+        ("googlenet", 1024, 0.2),
+        ("shufflenet_v2_x0_5", 1024, 0.0),
+    ],
+)
+def test_a_photo_classifier_takes_its_head_off_and_puts_a_new_one_on(
+    name: str, dim: int, dropout: float
+) -> None:
+    network = models.photo_classifier(name, 5, weights=None, size=64)
+    assert (network.head.in_features, network.head.out_features) == (dim, 5)
+    assert network.dropout.p == dropout
+    assert models.head_name(network) == "head"
+    body = models.backbone(name, weights=None).network
+    photos = photographs()
+    with torch.no_grad():
+        x = network.preprocess(photos)
+        assert x.shape == (2, 3, 64, 64)
+        torch.testing.assert_close(network.features(photos), body(x))
+        torch.testing.assert_close(network(photos), network.head(body(x)))
+    network.train()(photos).sum().backward()
+    assert all(p.grad is not None for p in network.parameters()), "every parameter can learn"
+    # Nothing is dropped inside the body that the one dropout layer does not say.
+    left = [p for p in network.body.modules() if isinstance(p, nn.Dropout) and p.p]
+    assert left == []
+
+
+def test_images_of_the_networks_size_are_taken_as_they_are() -> None:
+    network = models.photo_classifier("resnet18", 3, weights=None, size=64)
+    ready = photographs(2, 64, 64)
+    by_hand = network.body(network.preprocess.normalise(ready))
+    torch.testing.assert_close(network.features(ready), by_hand)
+    torch.testing.assert_close(network(ready / 255), network(ready), atol=1e-5, rtol=1e-4)
+    large = photographs(2, 128, 64) / 255
+    assert network(large).shape == (2, 3)
+    own = models.Preprocess(resize=80, crop=64, mean=(0.5,) * 3, std=(0.5,) * 3)
+    other = models.photo_classifier("resnet18", 3, weights=None, preprocess=own)
+    assert other.preprocess == own
+    assert not torch.allclose(other(ready), network(ready))
+    assert models.photo_classifier("resnet18", 3, weights=None).preprocess.crop == 224
+
+
+def test_a_photo_classifier_in_the_size_of_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = torchvision.models.get_model("resnet18", weights=None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    torch.save(made.state_dict(), folder / url.rsplit("/", 1)[1])
+    network = models.photo_classifier("resnet18", 120)
+    assert (network.preprocess.resize, network.preprocess.crop) == (256, 224)
+    assert torch.equal(network.body.conv1.weight, made.conv1.weight)
+    smaller = models.photo_classifier("resnet18", 120, size=112)
+    assert (smaller.preprocess.resize, smaller.preprocess.crop) == (128, 112)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1"])
+def test_a_photo_classifier_with_weights_by_path(name: str, shared_data: Path) -> None:
+    path = shared_data / f"{name}_imagenet.safetensors"
+    network = models.photo_classifier(name, 120, weights=path, size=64)
+    backbone = models.backbone(name, weights=path)
+    photos = photographs()
+    with torch.no_grad():
+        features = backbone.network(network.preprocess(photos))
+        torch.testing.assert_close(network.features(photos), features)
+
+
+def test_the_head_is_drawn_from_the_seed() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first, again = (models.photo_classifier("squeezenet1_1", 3, weights=None) for _ in range(2))
+    assert torch.equal(torch.rand(1), expected)
+    other = models.photo_classifier("squeezenet1_1", 3, weights=None, seed=1)
+    assert models.fingerprint(first) == models.fingerprint(again) != models.fingerprint(other)
+
+
+def test_the_stages_of_a_photo_classifier_are_torchvisions() -> None:
+    for name in ("resnet18", "mobilenet_v2"):
+        network = models.photo_classifier(name, 3, weights=None)
+        plain = models.backbone(name, weights=None).classifier.requires_grad_(True)
+        groups = models.param_groups(network, lr=0.1, head_lr=1.0, decay=0.5)
+        expected = models.param_groups(plain, lr=0.1, head_lr=1.0, decay=0.5)
+        assert [g["name"].removeprefix("body.") for g in groups] == [g["name"] for g in expected]
+        assert [g["lr"] for g in groups] == [g["lr"] for g in expected]
+        assert [len(g["params"]) for g in groups] == [len(g["params"]) for g in expected]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
+def test_a_photo_classifier_starts_from_a_probe(name: str) -> None:
+    network = models.photo_classifier(name, 3, weights=None, size=32)
+    photos, labels = photographs(40, 40, 40), torch.arange(40) % 3
+    photos[torch.arange(40), labels] //= 2
+    split = np.repeat(["train", "validation", "test"], [20, 10, 10])
+    data = Dataset("made", ("a", "b", "c"), photos, labels, split, tuple(map(str, range(40))), "m")
+    models.freeze(network.body)
+    backbone = models.as_backbone(network)
+    assert backbone.name == name
+    exact = runtime.Run()  # float32
+    bank = features.extract(data, backbone, run=exact)
+    with torch.no_grad():
+        torch.testing.assert_close(bank.features, network.features(photos), atol=1e-4, rtol=1e-3)
+        logits = features.extract(data, backbone, at="logits", run=exact).features
+        torch.testing.assert_close(logits, network(photos), atol=1e-4, rtol=1e-3)
+        stage = features.extract(data, backbone, at=backbone.stages[0], run=exact)
+        assert stage.features.isfinite().all()
+    fitted = probe.fit(bank)
+    with torch.no_grad():
+        network.head.load_state_dict(fitted.to_linear().state_dict())
+        torch.testing.assert_close(
+            network(photos).softmax(1), fitted(bank.features).softmax(1), atol=1e-3, rtol=1e-2
+        )
+    found = audit.check(network, data=data, frozen=network.body)
+    assert found.errors == (), str(found)
+
+
+def test_a_photo_classifier_refuses_what_makes_no_network() -> None:
+    for settings, sentence in (
+        ({"classes": 0}, "needs 1 class or more, found 0"),
+        ({"classes": 2, "dropout": 1.0}, "dropout must lie in"),
+        ({"classes": 2, "size": 0}, "size is a number of pixels, 1 or more"),
+        ({"classes": 2, "size": 64, "preprocess": models.Preprocess()}, "in the place of preproc"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            models.photo_classifier("squeezenet1_1", weights=None, **settings)  # type: ignore[arg-type]
+    body = dataclasses.replace(models.backbone("squeezenet1_1", weights=None), preprocess=None)
+    with pytest.raises(ValueError, match="squeezenet1_1 has no preprocessing"):
+        models.PhotoClassifier(body, 3)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from types import MethodType
@@ -65,7 +65,7 @@ class Preprocess:
         )
 
     def geometry(self, image: Tensor) -> Tensor:
-        """Resize and crop: (..., 3, h, w) uint8 to (..., 3, crop, crop) uint8.
+        """Resize and crop: (..., 3, h, w) images to (..., 3, crop, crop), of the same dtype.
 
         Within one grey level of torchvision's preset, whose float kernel rounds otherwise and
         takes several times as long.
@@ -75,16 +75,18 @@ class Preprocess:
         return F.center_crop(resized, [self.crop])
 
     def normalise(self, images: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Scale (..., 3, h, w) uint8 to 0..1 and normalise each channel.
+        """Normalise each channel of (..., 3, h, w) uint8 images, or of float ones in 0..1.
 
         The result has its channels last in memory, which convolutions on a CPU prefer.
         """
         *outer, channels, height, width = images.shape
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        white = 1 if images.is_floating_point() else 255
         # (x / 255 - mean) / std as one multiplication and one addition, over whole rows of
         # pixels: a loop over the three channels innermost would take four times as long.
-        scale = (1 / (255 * std)).repeat(width).to(images.device)
-        shift = (-mean / std).repeat(width).to(images.device)
+        # A copy to the device that blocks would have a training loop wait for its last step.
+        scale = (1 / (white * std)).repeat(width).to(images.device, non_blocking=True)
+        shift = (-mean / std).repeat(width).to(images.device, non_blocking=True)
         rows = images.movedim(-3, -1).reshape(*outer, height, width * channels).float()
         normalised = torch.addcmul(shift, rows, scale).to(dtype)
         return normalised.view(*outer, height, width, channels).movedim(-1, -3)
@@ -251,15 +253,17 @@ def fingerprint(module: nn.Module) -> str:
 
 def _without_head(model: nn.Module, name: str) -> tuple[nn.Module, int]:
     """A copy of a classifier that ends before its head, and the number of its features."""
-    if name.startswith("squeezenet"):
-        # Its head is a 1x1 convolution before the pooling; what follows has no weights.
-        head = "classifier.1"
-    else:
-        head = [key for key, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
+    head = _head_path(model, name)
     layer: Any = model.get_submodule(head)
     network = copy.deepcopy(model)
     network.set_submodule(head, nn.Identity())
     return network, layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+
+
+def _head_path(model: nn.Module, name: str) -> str:
+    """The name of the head of torchvision's classifier."""
+    # SqueezeNet's is a 1x1 convolution before the pooling; what follows has no weights.
+    return "classifier.1" if name.startswith("squeezenet") else head_name(model)
 
 
 def _load_weights(model: nn.Module, path: Path, name: str, enum_members: tuple[str, ...]) -> None:
@@ -293,6 +297,154 @@ def _load_weights(model: nn.Module, path: Path, name: str, enum_members: tuple[s
             f"{name} needs, it has {', '.join(details)}. Name the architecture it was made for."
         )
     model.load_state_dict(state, strict=False)
+
+
+# --- photographs in, classes out ----------------------------------------------------------
+
+
+class PhotoClassifier(nn.Module):
+    """A torchvision network with a fresh head, that takes photographs as they are.
+
+    Make one with :func:`photo_classifier`. It takes (n, 3, h, w) images, uint8 or float in 0..1,
+    and returns (n, m) logits. Images of another size than the network's are resized and
+    cut by ``preprocess``, those of its size (such as the crops of an augmentation) are not;
+    ``net(x) == net.head(net.dropout(net.features(x)))``.
+
+    Three recipes. Train the head alone: ``models.freeze(net.body)``. Train all of it, the
+    body slowly: ``Recipe(lr=1e-4, head_lr=1e-3)``. Start all of it from a probe (LP-FT, Kumar et
+    al. 2022): ``net.head.load_state_dict(probe.to_linear().state_dict())``, with a probe fitted
+    to features of ``as_backbone(net)``.
+
+    Attributes:
+        name: torchvision's name of the architecture.
+        preprocess: the size of the images, and how their channels are normalised.
+        body: torchvision's network without its head and the dropout before it: normalised images
+            to (n, d) features.
+        dropout: acts on the features in training mode.
+        head: (n, d) to (n, m).
+    """
+
+    def __init__(
+        self, backbone: Backbone, classes: int, *, dropout: float | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if classes < 1:
+            raise ValueError(f"a head needs 1 class or more, found {classes}.")
+        if dropout is not None and not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in 0..1, without 1, found {dropout}.")
+        if backbone.preprocess is None:
+            raise ValueError(f"{backbone.name} has no preprocessing; photographs need one.")
+        self.name, self.preprocess = backbone.name, backbone.preprocess
+        self.body = copy.deepcopy(backbone.network).requires_grad_(True)
+        _without_auxiliary_heads(self.body)
+        self._head_path = _head_path(backbone.classifier, backbone.name)
+        own = _take_dropout(self.body, self._head_path)
+        self.dropout = nn.Dropout(own if dropout is None else dropout)
+        self.head = nn.utils.skip_init(nn.Linear, backbone.dim, classes)
+        generator = runtime.Run(seed=seed).generator(1)
+        bound = backbone.dim**-0.5
+        nn.init.uniform_(self.head.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) images to (n, d) features: what the head sees, before dropout."""
+        side = self.preprocess.crop
+        if images.shape[-2:] != (side, side):
+            images = self.preprocess.geometry(images)
+        return self.body(self.preprocess.normalise(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) images to (n, m) logits."""
+        return self.head(self.dropout(self.features(images)))
+
+
+def photo_classifier(
+    name: str,
+    classes: int,
+    *,
+    weights: str | Path | None = "imagenet",
+    size: int | None = None,
+    preprocess: Preprocess | None = None,
+    dropout: float | None = None,
+    seed: int = 0,
+) -> PhotoClassifier:
+    """A torchvision network for photographs, with a head for classes of your own.
+
+    Args:
+        name: of the architecture, see :func:`backbone`.
+        classes: the number of classes.
+        weights: of the body: ``"imagenet"``, a path or None, see :func:`backbone`.
+        size: the side of the images in pixels that the network works on, such as 128: faster and
+            less exact. None for the weights' own, as a rule 224. Networks with convolutions
+            alone take any; most transformers take theirs only.
+        preprocess: resizing, cutting and normalising in full, instead of ``size``.
+        dropout: the share of features that are dropped in training mode; None for what torchvision
+            drops before this network's head, which is nothing for most.
+        seed: of the head, and of random weights.
+
+    Raises:
+        ValueError: if a name, a number or the weights file is not right.
+        FileNotFoundError: if there is no such weights file.
+
+    >>> network = photo_classifier("resnet18", 120, weights=None, size=64)
+    >>> network(torch.zeros(2, 3, 80, 100, dtype=torch.uint8)).shape
+    torch.Size([2, 120])
+    """
+    if size is not None and (preprocess is not None or size < 1):
+        raise ValueError(
+            f"size is a number of pixels, 1 or more, and stands in the place of preprocess; found "
+            f"size {size} and preprocess {preprocess}."
+        )
+    body = backbone(name, weights=weights, seed=seed)
+    assert body.preprocess is not None
+    if size is not None:
+        resize = round(size * body.preprocess.resize / body.preprocess.crop)
+        preprocess = replace(body.preprocess, resize=resize, crop=size)
+    if preprocess is not None:
+        body = replace(body, preprocess=preprocess)
+    return PhotoClassifier(body, classes, dropout=dropout, seed=seed).eval()
+
+
+def _take_dropout(body: nn.Module, head: str) -> float:
+    """Take the dropout right before a head out of a network; its probability, or 0."""
+    outer, _, last = head.rpartition(".")
+    names = [key for key, _ in body.get_submodule(outer).named_children()]
+    before = names[names.index(last) - 1]
+    path = f"{outer}.{before}" if outer else before
+    layer = body.get_submodule(path)
+    if names.index(last) == 0 or not isinstance(layer, nn.Dropout):
+        return 0.0
+    body.set_submodule(path, nn.Identity())
+    return layer.p
+
+
+def _without_auxiliary_heads(body: Any) -> None:
+    """Drop the side heads of GoogLeNet and Inception, which speak in training mode only."""
+    for name in ("aux1", "aux2", "AuxLogits"):
+        if hasattr(body, name):
+            setattr(body, name, None)
+            body.aux_logits = False
+
+
+def _photo_backbone(
+    network: PhotoClassifier, name: str | None, preprocess: Preprocess | None
+) -> Backbone:
+    """Copies of a photo classifier's parts, put together as torchvision does it."""
+    part = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    classifier: Any = copy.deepcopy(part.body)
+    if network.name.startswith("squeezenet"):  # our head comes after its pooling
+        classifier.classifier.extend([nn.Flatten(), part.head])
+    else:
+        classifier.set_submodule(network._head_path, part.head)
+    return Backbone(
+        network.name if name is None else name,
+        part.body,
+        classifier,
+        part.head.in_features,
+        network.preprocess if preprocess is None else preprocess,
+        fingerprint(classifier),
+        "as given",
+    )
 
 
 # --- the small network --------------------------------------------------------------------
@@ -553,13 +705,18 @@ def as_backbone(
 
     Args:
         network: any classifier whose last linear layer is its head.
-        name: what it is called in banks and reports; by default the name of its class.
+        name: what it is called in banks and reports; by default the name of its class, or that of
+            a photo classifier's architecture.
         preprocess: what photographs must go through first; None if the network takes the images
-            of the data set as they are.
+            of the data set as they are. A photo classifier brings its own, and
+            ``features.extract`` applies it in full: where images are stored in the network's
+            size already, give one whose ``resize`` is that size.
 
     Raises:
         ValueError: if the network has no linear layer.
     """
+    if isinstance(network, PhotoClassifier):
+        return _photo_backbone(network, name, preprocess)
     name = type(network).__name__ if name is None else name
     classifier = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     head = head_name(classifier)
@@ -678,13 +835,14 @@ def _stages_and_head(
             f"{', '.join(name for name, _ in network.named_children())}."
         )
     inside = f"{head}." if head else ""
+    outer = "body." if isinstance(network, PhotoClassifier) else ""
     stages: dict[str, list[nn.Parameter]] = {}
     top: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if name.startswith(inside):
             top.append(parameter)
             continue
-        unit = _unit(name)
+        unit = outer + _unit(name.removeprefix(outer))
         module = modules.get(unit)
         # A block is a stage, and so is a layer in a plain sequence; a lone norm, a token or the
         # first convolution of a ResNet belongs to its neighbour.

@@ -7,15 +7,16 @@ the network, the data, the :class:`Recipe` and the run's seed, to the same bits 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
-import io
+import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -23,10 +24,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
-from tlhelpers import models, runtime
+from tlhelpers import _batches, _checkpoint, _processes, _randomness, models, runtime
+from tlhelpers._meter import Meter
 from tlhelpers.runtime import Run
-from tlhelpers.splits import Dataset, Split
+from tlhelpers.splits import Dataset, Lazy
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -36,7 +39,6 @@ COLUMNS = (
     "seconds",
 )  # fmt: skip
 
-_FORMAT = "tlhelpers-checkpoint-1"
 _ROWS = 20  # of a history whose length is given in steps
 _LOOK = 100  # steps between two looks at the loss: each look waits for the device
 _NUMBERS = 2**18  # in the inputs of a validation batch
@@ -70,7 +72,9 @@ class Recipe:
         label_smoothing: the share of the target's probability spread over all classes.
         dropout: the probability that the network's dropout layers take during the run; None leaves
             them as they are.
-        augment: ``(images, generator) -> images``, applied to training batches only.
+        augment: ``(images, generator) -> images``, applied to training batches only: these come on
+            the device as the data holds them (bytes as bytes), and go to the network as it
+            returns them.
         regulariser: ``network -> scalar tensor``, added to the training loss.
         clip: the largest norm of the gradient of all parameters together; None for no limit.
         patience: stop after so many evaluations without a better one; None never stops early.
@@ -383,71 +387,118 @@ def fit(
     recipe: Recipe | None = None,
     run: Run | None = None,
     *,
+    mixed: bool | None = None,
+    compile: bool = False,
     checkpoint: str | Path | None = None,
+    checkpoint_every: float = 120.0,
 ) -> History:
     """Train a classifier in place; the weights of its best evaluation are restored at the end.
 
     Cross-entropy on ``data.train``; evaluations, early stopping and the best weights by
     ``data.validation``; ``data.test`` is never touched. What ``models.freeze`` froze stays as it
     is. Everything random (the order, augmentation, dropout) comes from ``run.seed``, and the
-    global random state is left as it was found. On an accelerator the forward pass runs in mixed
-    precision where ``run.dtype`` says so; on a CPU in float32, since a small network gains
-    nothing there. The network ends in evaluation mode, on the run's device.
+    global random state is left as it was found. The network ends in evaluation mode, on the run's
+    device.
+
+    *Memory.* A float tensor is held on the device. Images in bytes (a uint8 tensor, or a lazy
+    sequence) are held there where they fit into a quarter of an accelerator's free memory; else
+    a thread reads the next batches ahead. The batches are the same either way. If a batch is more
+    than the device's memory can take, it runs in parts from then on, with a warning; the gradients
+    of the parts add up to the batch's. Only BatchNorm, which sees the parts one by one, and
+    dropout, which draws other noise, tell the difference.
+
+    *Several processes.* Under ``torchrun``, where every process makes the same call, each takes
+    its slice of every batch, and the result is that of one process up to rounding. Only dropout's
+    noise and the statistics by which BatchNorm normalises in training are each process's own (its
+    running statistics are averaged; ``SyncBatchNorm`` works on GPUs only). Every process augments
+    the whole batch and keeps its slice, so that the noise is the same. The first process writes
+    checkpoints and shows progress. A process group that is there is used; otherwise one is made,
+    and ended with the call.
 
     Args:
         network: (n, ...) inputs to (n, m) logits.
-        data: its ``x`` is a tensor; it is held in memory, on the device.
+        data: its ``x`` is a tensor or a lazy sequence of images of one size.
         recipe: what to do; None for ``Recipe()``.
         run: seed, device and dtype; None for seed 0 on the best device.
+        mixed: whether forward passes run in ``run.dtype`` by autocast, with weights and loss in
+            float32. None means on accelerators only: on a CPU a small network gains nothing, but
+            a ResNet trains about twice as fast where the processor computes in bfloat16.
+        compile: whether steps run through ``torch.compile``, which needs a C++ compiler and up to
+            minutes at the first steps. The network itself stays as it is.
         checkpoint: a file that is written at each evaluation and removed by nobody. If it is
             there, training continues from it, on one CPU to the same bits as without the
             interruption; a finished one gives the weights and the history back. With a
             checkpoint, an interrupted call also puts the network's first weights back, so that
             the same call can be made again.
+        checkpoint_every: seconds after which the checkpoint is written between evaluations too;
+            ``math.inf`` for never. Several processes agree on it every hundred steps.
 
     Returns:
         one row for each evaluation, see :class:`History`.
 
     Raises:
         Diverged: if a loss becomes NaN or infinite; the network has its best weights so far.
-        TypeError: if the data is not held in a tensor.
+        OSError: if the checkpoint cannot be written; the one before is still there.
+        torch.OutOfMemoryError: if a single example is more than the device's memory can take.
+        TypeError: if the data is neither a tensor nor a lazy sequence.
         ValueError: if nothing is trainable, the network's output does not fit the classes, or
-            the checkpoint is of another recipe, network, data set or seed.
+            the checkpoint is of another recipe, network, data set, precision or seed.
     """
     recipe = Recipe() if recipe is None else recipe
     run = runtime.default(run)
+    run = dataclasses.replace(run, device=_processes.own_device(run.device))
     _check_data(data, recipe)
+    if not checkpoint_every >= 0:
+        raise ValueError(f"checkpoint_every is in seconds, 0 or more, found {checkpoint_every}.")
     network.to(run.device)
     if any(p.ndim == 4 for p in network.parameters()):
         network.to(memory_format=torch.channels_last)
     _check_output(network, data, run.device)
-    loop = _Loop(network, data, recipe, run)
-    file = None if checkpoint is None else _Checkpoint(Path(checkpoint), loop, data)
-    # A step frees and takes the same blocks of memory again and again.
-    keep = runtime.keep_memory() if run.device.type == "cpu" else contextlib.nullcontext()
-    with keep, _global_state_kept(run.device), _dropout(network, recipe.dropout):
+    with contextlib.ExitStack() as stack:
+        if run.device.type == "cpu":
+            # A step frees and takes the same blocks of memory again and again.
+            stack.enter_context(runtime.keep_memory())
+        stack.enter_context(_randomness.global_state_kept(run.device))
+        group = stack.enter_context(_processes.joined(run.device))
+        stack.enter_context(_dropout(network, recipe.dropout))
+        group.align(network.state_dict().values())
+        loop = _Loop(network, data, recipe, run, group, mixed, compile)
         try:
-            if file is not None:
-                file.read()
+            file = None
+            if checkpoint is not None:
+                file = _take_up(loop, data, Path(checkpoint), checkpoint_every)
             _train(loop, file)
         except Diverged:
             raise
         except BaseException:
-            if file is not None:
+            if checkpoint is not None:
                 network.load_state_dict(loop.first)
             raise
         finally:
             network.eval()
-    if recipe.keep == "best":
-        network.load_state_dict(loop.best)
+        if recipe.keep == "best":
+            network.load_state_dict(loop.best)
+        group.align(network.state_dict().values())
     return loop.history()
 
 
 class _Loop:
-    """A training run: all that has to be kept to go on after an evaluation."""
+    """A training run: all that has to be kept to go on from a step."""
 
-    def __init__(self, network: nn.Module, data: Dataset, recipe: Recipe, run: Run) -> None:
-        self.network, self.recipe, self.run = network, recipe, run
+    _KEPT = ("step", "rows", "best_value", "since_best", "stopped", "limit", "seconds")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Dataset,
+        recipe: Recipe,
+        run: Run,
+        group: _processes.Group,
+        mixed: bool | None,
+        compile: bool,
+    ) -> None:
+        self.network, self.recipe, self.run, self.group = network, recipe, run, group
+        self.forward = torch.compile(network) if compile else network
         groups = models.param_groups(
             network,
             lr=recipe.lr,
@@ -458,13 +509,12 @@ class _Loop:
         self.parameters = [p for group in groups for p in group["params"]]
         self.rates = [group["lr"] for group in groups]
         self.optimizer = _optimizer(groups, recipe, run.device)
-        self.autocast = run.device.type != "cpu" and run.dtype != torch.float32
+        wanted = run.device.type != "cpu" if mixed is None else mixed
+        self.dtype = run.dtype if wanted else torch.float32
         # Only float16 needs its gradients scaled; elsewhere the scaler lets everything through.
-        self.scaler = torch.amp.GradScaler(
-            run.device.type, enabled=self.autocast and run.dtype == torch.float16
-        )
-        self.train = _on_device(data.train, run.device)
-        self.validation = _on_device(data.validation, run.device)
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=self.dtype == torch.float16)
+        self.train = _batches.source(data.train, run.device)
+        self.validation = _batches.source(data.validation, run.device)
         n = len(data.train)
         self.per_epoch = -(-n // recipe.batch_size)
         self.total = recipe.total_steps(n)
@@ -472,16 +522,48 @@ class _Loop:
         if recipe.steps is not None and recipe.validate_every is None:
             self.every = max(self.per_epoch, -(-self.total // _ROWS))
         self.step = 0
+        self.meter = Meter()
         self.rows: list[dict[str, float]] = []
         self.first = self.best = _copy(network)
         self.best_value = math.inf
         self.since_best = 0
         self.stopped = ""
+        self.limit: int | None = None  # examples in a forward pass, once memory ran out
+        self.seconds = 0.0
+        self.since = time.perf_counter()
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self.autocast:
-            return torch.autocast(self.run.device.type, dtype=self.run.dtype)
+        if self.dtype != torch.float32:
+            return torch.autocast(self.run.device.type, dtype=self.dtype)
         return contextlib.nullcontext()
+
+    def clock(self) -> float:
+        """The seconds that the run has taken so far, in all of its calls."""
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+        return self.seconds
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        self.clock()
+        return {
+            "network": self.network.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.state(),
+            **{name: getattr(self, name) for name in self._KEPT},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to where another loop was."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best = state["best"]
+        self.meter = Meter(**state["meter"])
+        for name in self._KEPT:
+            setattr(self, name, state[name])
 
     def history(self) -> History:
         history = History(self.rows, columns=list(COLUMNS)).astype({"epoch": int, "step": int})
@@ -501,14 +583,66 @@ class _Loop:
             self.history(),
         )
 
+    def halve(self, rows: int, error: torch.OutOfMemoryError) -> None:
+        """Let forward passes have half as many examples as the one that ran out of memory.
 
-def _train(loop: _Loop, file: _Checkpoint | None) -> None:
+        Raises:
+            torch.OutOfMemoryError: if that was a single one.
+        """
+        tried = rows if self.limit is None else min(rows, self.limit)
+        if tried <= 1:
+            raise torch.OutOfMemoryError(
+                f"the memory of {self.run.device} does not take a single example "
+                f"({_first_line(error)}). Use smaller images, a smaller network, or freeze a part."
+            ) from error
+        self.limit = -(-tried // 2)
+        warnings.warn(
+            f"out of memory with {tried} examples at a time. From here on no more than "
+            f"{self.limit} are taken at a time, and gradients are added up, so that a step still "
+            f"learns from {self.recipe.batch_size}; BatchNorm sees the parts one by one.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+
+
+def _take_up(loop: _Loop, data: Dataset, path: Path, every: float) -> _checkpoint.Checkpoint | None:
+    """Bring the loop to where the file left it; the file, in the process that writes it."""
+    file, content = None, None
+    if loop.group.rank == 0:
+        file = _checkpoint.Checkpoint(path, _identity(loop, data), every)
+        content = file.read()
+    content = loop.group.tell(content)
+    if content is not None:
+        loop.restore(_checkpoint.unpack(content, loop.run.device))
+    return file
+
+
+def _identity(loop: _Loop, data: Dataset) -> dict[str, dict[str, str]]:
+    """What a checkpoint is of."""
+    trainable = [name for name, p in loop.network.named_parameters() if p.requires_grad]
+    return {
+        "recipe": {k: repr(v) for k, v in loop.recipe.as_dict().items()},
+        "network": {
+            "first weights": models.fingerprint(loop.network),
+            "trainable": ", ".join(trainable),
+        },
+        "data": {"examples": _checkpoint.digest(data)},
+        "run": {"seed": str(loop.run.seed), "dtype": str(loop.dtype)},
+    }
+
+
+def _train(loop: _Loop, file: _checkpoint.Checkpoint | None) -> None:
     """Steps and evaluations by turns, until the recipe has had enough."""
-    start = time.perf_counter() - (loop.rows[-1]["seconds"] if loop.rows else 0.0)
-    with runtime.progress(total=loop.total, initial=loop.step, desc="fit", unit="step") as bar:
+    loop.since = time.perf_counter()  # what came before, such as a digest of the data, is not it
+    with _progress(loop) as bar:
         while not loop.stopped:
-            count = min(loop.every, loop.total - loop.step)
-            train_loss, train_top1 = _take_steps(loop, count)
+            _take_steps(loop, file, bar)
+            train_loss, train_top1 = loop.meter.means()
+            loop.meter = Meter()
             validation_loss, validation_top1 = _evaluate(loop)
             loop.rows.append(
                 {
@@ -519,87 +653,187 @@ def _train(loop: _Loop, file: _Checkpoint | None) -> None:
                     "validation_loss": validation_loss,
                     "validation_top1": validation_top1,
                     "lr": loop.recipe.lr * loop.recipe.factor(loop.step - 1, loop.total),
-                    "seconds": time.perf_counter() - start,
+                    "seconds": loop.clock(),
                 }
             )
             _judge(loop)
-            bar.update(count)
             if file is not None:
-                file.write()
+                file.write(loop.state())
 
 
-def _take_steps(loop: _Loop, count: int) -> tuple[float, float]:
-    """Some optimiser steps; the mean loss and the accuracy over their examples."""
-    recipe, network, optimizer, scaler = loop.recipe, loop.network, loop.optimizer, loop.scaler
-    inputs, labels = loop.train
-    generator = torch.Generator()
-    losses: list[Tensor] = []
-    totals: list[Tensor] = []
-    sizes: list[int] = []
-    hits = torch.zeros((), dtype=torch.int64, device=labels.device)
-    network.train()
-    for i in range(count):
-        epoch, batch = divmod(loop.step, loop.per_epoch)
-        if batch == 0 or i == 0:
+def _progress(loop: _Loop) -> Any:
+    if loop.group.rank > 0:
+        return tqdm(disable=True)
+    return runtime.progress(total=loop.total, initial=loop.step, desc="fit", unit="step")
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step has to know beside the weights.
+
+    Attributes:
+        load: the positions of the examples that this process reads.
+        mine: those of the batch that are its own.
+        size: the number of examples in the batch, those of all processes.
+        dropout: the seed of dropout.
+        noise: the seed of the augmentation.
+    """
+
+    load: Tensor
+    mine: slice
+    size: int
+    dropout: int
+    noise: int
+
+
+def _plan(loop: _Loop, end: int) -> Iterator[_Step]:
+    """The steps from here to an end; each is the same wherever the plan begins."""
+    size, n, order = loop.recipe.batch_size, len(loop.train), None
+    for step in range(loop.step, end):
+        epoch, batch = divmod(step, loop.per_epoch)
+        if order is None or batch == 0:
             # Each epoch's order and each step's noise have seeds of their own, so that a run
             # that is taken up again needs no generator's state.
-            shuffle, *noise = _seeds(loop.run.seed, epoch, 2 * loop.per_epoch + 1)
-            order = torch.randperm(len(labels), generator=generator.manual_seed(shuffle))
-            order = order.to(labels.device)
-        chosen = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-        x, y = inputs[chosen], labels[chosen]
-        _seed_dropout(noise[2 * batch], labels.device)
-        if recipe.augment is not None:
-            x = recipe.augment(x, generator.manual_seed(noise[2 * batch + 1]))
-        factor = recipe.factor(loop.step, loop.total)
-        for group, rate in zip(optimizer.param_groups, loop.rates, strict=True):
-            group["lr"] = rate * factor
+            shuffle, *noise = _randomness.epoch_seeds(loop.run.seed, epoch, 2 * loop.per_epoch + 1)
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(shuffle))
+            order = order.to(loop.train.index_device)
+        rows = order[batch * size : (batch + 1) * size]
+        mine = loop.group.mine(len(rows))
+        # The noise of an augmentation is that of the whole batch, in whichever process.
+        load = rows[mine] if loop.recipe.augment is None else rows
+        dropout = noise[2 * batch] + loop.group.rank
+        yield _Step(load, mine, len(rows), dropout, noise[2 * batch + 1])
+
+
+def _take_steps(loop: _Loop, file: _checkpoint.Checkpoint | None, bar: Any) -> None:
+    """Optimiser steps up to the next evaluation."""
+    recipe, optimizer = loop.recipe, loop.optimizer
+    end = min((loop.step // loop.every + 1) * loop.every, loop.total)
+    generator = torch.Generator()
+    loop.network.train()
+    plan, ahead = itertools.tee(_plan(loop, end))
+    with contextlib.closing(loop.train.batches(step.load for step in ahead)) as batches:
+        for step, (x, y) in zip(plan, batches, strict=True):
+            _randomness.seed_dropout(step.dropout, loop.run.device)
+            if recipe.augment is not None:
+                x = recipe.augment(x, generator.manual_seed(step.noise))
+                if loop.group.size > 1:
+                    x, y = x[step.mine], y[step.mine]
+            factor = recipe.factor(loop.step, loop.total)
+            for group, rate in zip(optimizer.param_groups, loop.rates, strict=True):
+                group["lr"] = rate * factor
+            numbers = _backward(loop, x, y, step)
+            loop.group.add_up(loop.network, loop.parameters, len(y) / step.size)
+            if recipe.clip is not None:
+                loop.scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(loop.parameters, recipe.clip)
+            loop.scaler.step(optimizer)
+            loop.scaler.update()
+            loop.step += 1
+            loop.meter.add(numbers, len(y), step.size)
+            bar.update()
+            _settle_and_save(loop, file, end)
+
+
+def _settle_and_save(loop: _Loop, file: _checkpoint.Checkpoint | None, end: int) -> None:
+    """Read the losses now and then, and write the checkpoint when it is due.
+
+    Raises:
+        Diverged: if one of the losses is not finite.
+    """
+    look = len(loop.meter) == _LOOK or loop.step == end
+    due = file is not None and file.due()
+    if loop.group.size > 1:  # processes can only look, and so save, together
+        due = look and loop.group.any(due)
+    if not (look or due):
+        return
+    unsettled = len(loop.meter)
+    bad = loop.meter.settle(loop.group)
+    if bad is not None:
+        raise loop.diverged("training loss", loop.step - unsettled + bad + 1)
+    if due and file is not None and loop.step < end:
+        file.write(loop.state())
+
+
+def _backward(loop: _Loop, x: Tensor, y: Tensor, step: _Step) -> Tensor:
+    """The gradients of a batch's mean loss, in parts where memory asks for it.
+
+    Returns:
+        the mean loss of these examples, the same with its penalty, and the hits among them.
+    """
+    while True:
+        loop.optimizer.zero_grad()
+        try:
+            return _backward_in_parts(loop, x, y, step.size)
+        except torch.OutOfMemoryError as error:
+            loop.halve(len(y), error)
+        _free_memory(loop.run.device)
+        _randomness.seed_dropout(step.dropout, loop.run.device)
+
+
+def _backward_in_parts(loop: _Loop, x: Tensor, y: Tensor, size: int) -> Tensor:
+    recipe, n = loop.recipe, len(y)
+    numbers = torch.zeros(3, device=y.device)
+    if n == 0:  # a process for which a short batch has no example
+        return numbers
+    parts = 1 if loop.limit is None else -(-n // loop.limit)
+    for inputs, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
         with loop.precision():
-            logits = network(x)
-            loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
-        total = loss if recipe.regulariser is None else loss + recipe.regulariser(network)
-        optimizer.zero_grad()
-        scaler.scale(total).backward()
-        if recipe.clip is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(loop.parameters, recipe.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        loop.step += 1
-        # Nothing here waits for the device; the numbers are read when they are needed.
-        losses.append(loss.detach())
-        totals.append(total.detach())
-        sizes.append(len(y))
-        hits += (logits.detach().argmax(dim=1) == y).sum()
-        if len(totals) == _LOOK or i == count - 1:
-            finite = torch.stack(totals).isfinite()
-            if not finite.all():
-                first = loop.step - len(totals) + int(finite.int().argmin()) + 1
-                raise loop.diverged("training loss", first)
-            totals.clear()
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    mean = (torch.stack(losses).double().cpu() * weights).sum() / weights.sum()
-    return float(mean), int(hits) / sum(sizes)
+            logits = loop.forward(inputs)
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        total = loss if recipe.regulariser is None else loss + recipe.regulariser(loop.network)
+        share = len(labels) / size
+        loop.scaler.scale(total if share == 1 else total * share).backward()
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        weight = len(labels) / n
+        found = torch.stack([loss.detach() * weight, total.detach() * weight, hits])
+        numbers = numbers + found
+    return numbers
+
+
+def _free_memory(device: torch.device) -> None:
+    """Call it outside the ``except``, whose traceback holds what the failed pass had made."""
+    if device.type != "cpu":
+        torch.accelerator.memory.empty_cache()
 
 
 def _evaluate(loop: _Loop) -> tuple[float, float]:
     """Mean cross-entropy and accuracy on validation; NaN where there is none."""
-    inputs, labels = loop.validation
-    n = len(labels)
+    n = len(loop.validation)
     if n == 0:
         return math.nan, math.nan
-    size = max(64, _NUMBERS // max(inputs[0].numel(), 1))
-    losses, hits = [], []
     loop.network.eval()
-    with torch.inference_mode(), loop.precision():
-        for x, y in zip(inputs.split(size), labels.split(size), strict=True):
-            logits = loop.network(x)
-            losses.append(F.cross_entropy(logits, y, reduction="sum"))
-            hits.append((logits.argmax(dim=1) == y).sum())
-    loss = float(torch.stack(losses).cpu().double().sum()) / n
+    size = max(64, _NUMBERS // max(loop.validation.numbers(), 1))
+    while True:
+        try:
+            loss, hits = loop.group.total(_score(loop, size)).tolist()
+            break
+        except torch.OutOfMemoryError as error:
+            loop.halve(size, error)
+        _free_memory(loop.run.device)
     if not math.isfinite(loss):
         raise loop.diverged("validation loss", loop.step)
-    return loss, int(torch.stack(hits).sum()) / n
+    return loss / n, int(hits) / n
+
+
+def _score(loop: _Loop, size: int) -> Tensor:
+    """The sums of losses and hits over this process's part of the validation split."""
+    size = size if loop.limit is None else min(size, loop.limit)
+    mine = loop.group.mine(len(loop.validation))
+    stretches = (
+        slice(start, min(start + size, mine.stop)) for start in range(mine.start, mine.stop, size)
+    )
+    losses, hits = [], []
+    batches = loop.validation.batches(stretches)
+    with contextlib.closing(batches), torch.inference_mode(), loop.precision():
+        for x, y in batches:
+            logits = loop.forward(x)
+            losses.append(F.cross_entropy(logits, y, reduction="sum"))
+            hits.append((logits.argmax(dim=1) == y).sum())
+    if not losses:  # more processes than examples
+        return torch.zeros(2, dtype=torch.float64)
+    sums = (torch.stack(values).cpu().double().sum() for values in (losses, hits))
+    return torch.stack(tuple(sums))
 
 
 def _judge(loop: _Loop) -> None:
@@ -630,45 +864,8 @@ def _optimizer(
     return adam(groups, betas=(recipe.momentum, 0.999), fused=fused)
 
 
-def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    x = split.x.to(device)
-    if x.ndim == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    return x, split.y.to(device)
-
-
 def _copy(network: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in network.state_dict().items()}
-
-
-def _seeds(seed: int, epoch: int, count: int) -> list[int]:
-    state = np.random.SeedSequence([seed, epoch]).generate_state(count, np.uint64)
-    return (state >> np.uint64(1)).tolist()
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    """Seed the global state that dropout draws from, on this device alone."""
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.get_device_module(device).manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _global_state_kept(device: torch.device) -> Iterator[None]:
-    """Leave the global random state of the CPU and of the device as it was."""
-    with torch.random.fork_rng(devices=[]):
-        if device.type == "cpu":
-            yield
-            return
-        # Seeding and drawing have to mean the same one of several devices.
-        with torch.accelerator.device_index(device.index):
-            module = torch.get_device_module(device)
-            before = module.get_rng_state()
-            try:
-                yield
-            finally:
-                module.set_rng_state(before)
 
 
 @contextlib.contextmanager
@@ -691,9 +888,9 @@ def _dropout(network: nn.Module, p: float | None) -> Iterator[None]:
 
 
 def _check_data(data: Dataset, recipe: Recipe) -> None:
-    if not isinstance(data.train.x, Tensor):
+    if not isinstance(data.train.x, Tensor | Lazy):
         raise TypeError(
-            f"fit trains on a tensor held in memory, but {data.name} holds "
+            f"fit trains on a tensor or on a lazy sequence of images, but {data.name} holds "
             f"{type(data.train.x).__name__}. Extract features first (features.extract), or make a "
             f"data set whose x is the images as one tensor."
         )
@@ -706,9 +903,10 @@ def _check_data(data: Dataset, recipe: Recipe) -> None:
 
 def _check_output(network: nn.Module, data: Dataset, device: torch.device) -> None:
     network.eval()
+    first = torch.arange(min(2, len(data.train)))
     with torch.inference_mode():
-        out = network(data.train.x[:2].to(device))
-    expected = (len(data.train.x[:2]), len(data.classes))
+        out = network(_batches.read(data.train.x, first).to(device))
+    expected = (len(first), len(data.classes))
     found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     if found != expected:
         raise ValueError(
@@ -716,94 +914,3 @@ def _check_output(network: nn.Module, data: Dataset, device: torch.device) -> No
             f"the {len(data.classes)} classes of {data.name}, found {found}. Give it a head of "
             f"{len(data.classes)} outputs."
         )
-
-
-# --- checkpoints --------------------------------------------------------------------------
-
-
-class _Checkpoint:
-    """A file that a training run can be taken up from."""
-
-    def __init__(self, path: Path, loop: _Loop, data: Dataset) -> None:
-        self.path, self.loop = path, loop
-        self.identity = {
-            "recipe": {k: repr(v) for k, v in loop.recipe.as_dict().items()},
-            "network": {
-                "first weights": models.fingerprint(loop.network),
-                "trainable": ", ".join(
-                    name for name, p in loop.network.named_parameters() if p.requires_grad
-                ),
-            },
-            "data": {"examples": _digest(data)},
-            "run": {"seed": str(loop.run.seed), "dtype": str(loop.run.dtype)},
-        }
-
-    def read(self) -> None:
-        """Bring the loop to where the file left it, if there is one."""
-        if not self.path.is_file():
-            return
-        loop = self.loop
-        try:
-            content = io.BytesIO(self.path.read_bytes())
-            stored = torch.load(content, map_location=loop.run.device, weights_only=True)
-            known = isinstance(stored, dict) and stored.get("format") == _FORMAT
-        except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-            raise ValueError(
-                f"{self.path.name} is not a readable checkpoint: {error}. Delete it, or name "
-                f"another file."
-            ) from error
-        if not known:
-            raise ValueError(
-                f"{self.path.name} should be a checkpoint of the format {_FORMAT!r}. Name another "
-                f"file."
-            )
-        self._compare(stored["identity"])
-        loop.network.load_state_dict(stored["network"])
-        loop.optimizer.load_state_dict(stored["optimizer"])
-        loop.scaler.load_state_dict(stored["scaler"])
-        loop.best = stored["best"]
-        for name in ("step", "rows", "best_value", "since_best", "stopped"):
-            setattr(loop, name, stored[name])
-
-    def _compare(self, stored: Mapping[str, Mapping[str, str]]) -> None:
-        for part, now in self.identity.items():
-            then = stored.get(part, {})
-            other = [k for k in now if then.get(k) != now[k]]
-            if not other:
-                continue
-            details = ", ".join(
-                f"{k} {then.get(k)} there, {now[k]} now" if part in ("recipe", "run") else k
-                for k in other
-            )
-            hint = " (make it anew, from the same seed or weights)" if part == "network" else ""
-            raise ValueError(
-                f"{self.path.name} is a checkpoint of another {part}: {details}{hint}. Call fit "
-                f"with what it was made for, name another file, or delete this one."
-            )
-
-    def write(self) -> None:
-        """Write the state, whole or not at all."""
-        loop = self.loop
-        buffer = io.BytesIO()
-        state: dict[str, Any] = {
-            "format": _FORMAT,
-            "identity": self.identity,
-            "network": loop.network.state_dict(),
-            "best": loop.best,
-            "optimizer": loop.optimizer.state_dict(),
-            "scaler": loop.scaler.state_dict(),
-        }
-        for name in ("step", "rows", "best_value", "since_best", "stopped"):
-            state[name] = getattr(loop, name)
-        torch.save(state, buffer)
-        runtime.write_whole(self.path, buffer.getvalue())
-
-
-def _digest(data: Dataset) -> str:
-    """sha256 of what training and selection see."""
-    digest = hashlib.sha256(repr(data.classes).encode())
-    for split in (data.train, data.validation):
-        digest.update(f"{split.name}{tuple(split.x.shape)}{split.x.dtype}".encode())
-        digest.update(split.x.detach().cpu().contiguous().numpy().tobytes())
-        digest.update(split.y.cpu().numpy().tobytes())
-    return digest.hexdigest()
