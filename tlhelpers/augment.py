@@ -62,8 +62,8 @@ class PhotoAugment:
     A box is resized bilinearly with antialiasing. On a CPU torch's own kernel does it, image by
     image, to the same bytes as ``v2`` on uint8 images, whose result is rounded to whole grey
     levels. On an accelerator two matrices for each image do it, all images in one product, without
-    rounding. Between the two lies one grey level at most (1/255). To normalise the result is left to
-    the network.
+    rounding. Between the two lies one grey level at most (1/255). To normalise the result is left
+    to the network.
 
     Attributes:
         size: side of the result in pixels.

@@ -22,7 +22,12 @@ PARTS = ("train", "validation", "test")
 
 @runtime_checkable
 class Lazy(Protocol):
-    """A sequence of images that are decoded when asked for, see ``datasets.Images``."""
+    """A sequence of images that are decoded when asked for, see ``datasets.Images``.
+
+    Two more methods are used where there are any: ``digest()``, a hash of all that the pixels
+    depend on, for caches and checkpoints; and ``rows(indices)``, the same as
+    ``take(indices).stack()`` for those that are faster at it.
+    """
 
     def __len__(self) -> int: ...
     def take(self, indices: Sequence[int]) -> Self: ...
