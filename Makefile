@@ -26,8 +26,8 @@ page: $(STAMP) ## execute and build one page, e.g. make page P=08
 serve: book ## build the book and open it in a browser (PORT=8000)
 	@$(RUN) tools/book.py serve --port $(PORT)
 
-# Chapters run once more, as a reader with data would see them: the build above never uses
-# TLHELPERS_DATA; as many side by side as there are cores, on one core each. nbval lets a dying
+# As many files side by side as there are cores, on one core each. Chapters run once more, as a
+# reader with data would see them: the build above never uses TLHELPERS_DATA. nbval lets a dying
 # kernel hang for 2000 s unless told otherwise.
 test: book ## lint, then test the package, the built book and the chapters
 	@echo "Checking style and types"
@@ -36,7 +36,8 @@ test: book ## lint, then test the package, the built book and the chapters
 	@$(RUN) -m nbstripout --verify chapters/*.ipynb
 	@$(RUN) -m mypy
 	@echo "Testing the package and the built book"
-	@TLHELPERS_QUIET=1 $(RUN) -m pytest --doctest-modules tlhelpers tests
+	@TLHELPERS_QUIET=1 OMP_NUM_THREADS=1 \
+	  $(RUN) -m pytest -n logical --dist loadfile --doctest-modules tlhelpers tests
 	@echo "Running the chapters"
 	@TLHELPERS_QUIET=1 TLHELPERS_CACHE="$(CURDIR)/_build/cache-nbval" OMP_NUM_THREADS=1 \
 	  $(RUN) -m pytest -n logical --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 chapters
