@@ -178,7 +178,7 @@ brightness=(1.0, 1.0), contrast=(1.0, 1.0), saturation=(1.0, 1.0), hue=(-0.1, 0.
 
     @torch.no_grad()
     def apply(self, images: Tensor, choices: Choices) -> Tensor:
-        """What ``choices`` say, done to (n, 3, h, w) images; see :meth:`__call__`."""
+        """What ``choices`` say, done to (n, 3, h, w) images; see ``__call__``."""
         _check(images)
         n, device = len(images), images.device
         crop, size = (_crop_each, _CHUNK) if device.type == "cpu" else (_crop_all, max(n, 1))
