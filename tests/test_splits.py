@@ -115,3 +115,13 @@ def test_impossible_data_sets_are_refused(change: dict[str, object], message: st
     fields |= {"ids": good.ids, "split_name": good.split_name} | change
     with pytest.raises(ValueError, match=message):
         Dataset(**fields)  # type: ignore[arg-type]
+
+
+def test_a_mask_takes_what_it_marks() -> None:
+    data = make()
+    marked = data.train.y == 1
+    assert data.train.take(marked).ids == data.train.take(marked.nonzero()[:, 0]).ids
+    kept = data.split != "validation"
+    assert data.subset(kept).ids == data.subset(np.flatnonzero(kept)).ids
+    with pytest.raises(ValueError, match="one boolean for each of the 15 rows"):
+        data.train.take([True, False])

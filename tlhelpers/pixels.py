@@ -30,7 +30,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from tlhelpers import runtime
-from tlhelpers.splits import Dataset
+from tlhelpers.splits import Dataset, positions
 
 if sys.platform != "win32":
     import fcntl
@@ -137,13 +137,13 @@ class PixelCache:
             IndexError: if an index lies outside.
             ValueError: if an image is not what was stored; the message says what to do.
         """
-        chosen = self._rows[np.asarray(indices, dtype=np.int64)]
+        chosen = self._rows[positions(indices, len(self)).numpy()]
         self._file.check(chosen)
         return torch.from_numpy(self._file.pixels[chosen]).permute(0, 3, 1, 2)
 
     def take(self, indices: Sequence[int] | np.ndarray | Tensor) -> PixelCache:
         """The images at ``indices``, in that order, from the same file; nothing is read."""
-        return PixelCache(self._file, self._rows[np.asarray(indices, dtype=np.int64)])
+        return PixelCache(self._file, self._rows[positions(indices, len(self)).numpy()])
 
     def stack(self) -> Tensor:
         """All images as one (n, 3, size, size) uint8 tensor, channels last in memory."""

@@ -38,9 +38,29 @@ Rows = Tensor | Lazy
 
 
 def take(x: Rows, indices: Sequence[int] | np.ndarray | Tensor) -> Any:
-    """The rows of ``x`` at ``indices``, in that order, without decoding anything."""
-    positions = torch.as_tensor(indices, dtype=torch.int64)
-    return x[positions] if isinstance(x, Tensor) else x.take(positions.tolist())
+    """The rows of ``x`` at ``indices``, in that order, without decoding anything.
+
+    Indices are positions, or a mask of booleans, one for each row.
+    """
+    rows = positions(indices, len(x))
+    return x[rows] if isinstance(x, Tensor) else x.take(rows.tolist())
+
+
+def positions(indices: Sequence[int] | np.ndarray | Tensor, n: int) -> Tensor:
+    """Indices, or a mask of n booleans, as int64 positions.
+
+    Raises:
+        ValueError: if a mask is not of this length.
+    """
+    found = torch.as_tensor(indices)
+    if found.dtype != torch.bool:
+        return found.to(torch.int64)
+    if found.shape != (n,):
+        raise ValueError(
+            f"a mask has one boolean for each of the {n:,} rows, found the shape "
+            f"{tuple(found.shape)}."
+        )
+    return found.nonzero()[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +86,10 @@ class Split:
         return f"{self.name} split: {len(self):,} examples, {len(self.y.unique())} classes"
 
     def take(self, indices: Sequence[int] | np.ndarray | Tensor) -> Split:
-        """The examples at ``indices``, in that order."""
-        positions = torch.as_tensor(indices, dtype=torch.int64)
-        ids = tuple(self.ids[i] for i in positions.tolist())
-        return Split(self.name, take(self.x, positions), self.y[positions], ids)
+        """The examples at ``indices``, in that order; or those of a mask of booleans."""
+        rows = positions(indices, len(self))
+        ids = tuple(self.ids[i] for i in rows.tolist())
+        return Split(self.name, take(self.x, rows), self.y[rows], ids)
 
     def batches(
         self, size: int, generator: torch.Generator | None = None
@@ -268,11 +288,12 @@ class Dataset:
         """The data set of these rows alone; the log of the test split stays shared.
 
         Args:
-            rows: integer positions among all examples, in the order wanted.
+            rows: integer positions among all examples, in the order wanted; or a mask of booleans.
 
         Raises:
             ValueError: if a class is left without a training example.
         """
+        rows = positions(rows, len(self)).numpy()
         return dataclasses.replace(
             self,
             x=take(self.x, rows),
