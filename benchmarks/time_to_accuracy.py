@@ -25,8 +25,9 @@ The passes are those of ``benchmarks/epoch.py``, the heads of tutorial and fasta
 
     python benchmarks/time_to_accuracy.py --data PATH [--no-fastai] [--no-lightning]
 
-PATH is a folder with the photographs and ``mobilenet_v2_imagenet.safetensors``. About half an hour
-on two cores, most of it fine-tuning, which ``--no-fine-tuning`` leaves out. ``--json FILE`` writes
+PATH is a folder with the photographs and ``mobilenet_v2_imagenet.safetensors``. About forty
+minutes on two cores, most of it fine-tuning, which ``--no-fine-tuning`` leaves out.
+``--json FILE`` writes
 
 * ``setting``: what ran, and where; ``target``;
 * ``parts``: seconds of each part of ours; ``rates``: images a second of each peer's pass;
