@@ -8,7 +8,8 @@ random crops and flips of one distribution. There are whole batches only and no 
   on the device already; on a CPU with ``runtime.keep_memory``. No image is read;
 * **ours**: ``train.fit(..., mixed=...)`` with ``augment.PhotoAugment`` on a
   ``datasets.pixel_cache``. The photographs are decoded once, before the first epoch: this is timed
-  apart and printed, with the number of epochs after which it has paid off;
+  apart and printed, with the number of epochs after which it has paid off. (The cache keeps the
+  central square of a photograph, of 224 pixels; the peers cut their boxes from all of it);
 * **tutorial**: the loop of PyTorch's transfer learning tutorial, over a ``DataLoader`` that opens
   the JPEG files with PIL, every epoch anew, with torchvision's v2 transforms and a worker a core;
 * **lightning**: ``Trainer.fit`` over the same ``DataLoader``, without logger, bar and checkpoints;

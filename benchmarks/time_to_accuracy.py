@@ -6,7 +6,8 @@ of ours begins with files and an empty cache, and is measured once, evaluations 
 * **probe**: ``features.extract`` on the training and validation images, then ``probe.fit``.
   Nothing is augmented;
 * **fine-tuning**: ``datasets.pixel_cache``, then ``train.fit`` with ``augment.PhotoAugment`` on all
-  layers, from a random head; up to its first evaluation that reaches the target;
+  layers, from a random head, in its default precision (float32 on a CPU); up to its first
+  evaluation that reaches the target;
 * **LP-FT**: cache, probe, and then ``train.fit`` from the probe's head at a lower rate; again up to
   the first evaluation within ``fit``, which comes after half an epoch.
 
