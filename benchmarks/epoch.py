@@ -302,7 +302,7 @@ def tutorial(task: Task, dtype: torch.dtype) -> float:
 
 def lightning(task: Task, dtype: torch.dtype) -> float:
     """Seconds of Lightning's ``Trainer.fit``."""
-    import lightning as L  # type: ignore[import-not-found]
+    import lightning as L
 
     class Classifier(L.LightningModule):
         def __init__(self) -> None:
