@@ -199,6 +199,7 @@ def test_a_way_at_another_size_or_length_differs_in_that_alone() -> None:
     changed = PLAIN.at(size=16, epochs=5)
     assert (changed.size, changed.recipe and changed.recipe.epochs) == (16, 5)
     assert changed.at(size=SIDE, epochs=2) == PLAIN
+    assert dogs.SCRATCH.at(epochs=15).least_steps == dogs.SCRATCH.least_steps / 4
     with pytest.raises(ValueError, match="does not train"):
         dogs.PROBE.at(epochs=3)
 

@@ -125,13 +125,17 @@ class Way:
             )
 
     def at(self, *, size: int | None = None, epochs: int | None = None) -> Way:
-        """The same way on images of another size, or with another number of epochs."""
-        recipe = self.recipe
+        """The same way on images of another size, or with another number of epochs.
+
+        ``least_steps`` changes in proportion to the epochs.
+        """
+        recipe, least = self.recipe, self.least_steps
         if epochs is not None:
             if recipe is None:
                 raise ValueError(f"the way {self.name!r} does not train, so it has no epochs.")
+            least = round(least * epochs / recipe.epochs)
             recipe = dataclasses.replace(recipe, epochs=epochs)
-        return dataclasses.replace(self, size=size or self.size, recipe=recipe)
+        return dataclasses.replace(self, size=size or self.size, recipe=recipe, least_steps=least)
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
