@@ -26,6 +26,7 @@ __all__ = [
     "characters",
     "check",
     "datasets",
+    "dogs",
     "download",
     "evaluate",
     "exercises",
@@ -44,6 +45,7 @@ __all__ = [
     "studies",
     "train",
     "transferability",
+    "ways",
     "zoo",
 ]
 
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         augment,
         characters,
         datasets,
+        dogs,
         download,
         evaluate,
         exercises,
@@ -74,6 +77,7 @@ if TYPE_CHECKING:
         studies,
         train,
         transferability,
+        ways,
         zoo,
     )
     from tlhelpers.exercises import check
