@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "ablation",
+    "adapt",
     "audit",
     "augment",
     "characters",
@@ -53,6 +54,7 @@ _LIFTED = {"check": "exercises", "setup": "runtime"}
 if TYPE_CHECKING:
     from tlhelpers import (
         ablation,
+        adapt,
         audit,
         augment,
         characters,
