@@ -452,6 +452,7 @@ def fit(
             loss = F.cross_entropy(scores.flatten(0, 1), labels)
             if not loss.isfinite():
                 network.load_state_dict(best)
+                network.eval()
                 raise FloatingPointError(
                     f"the loss became NaN or infinite at step {step} of {steps}, at a learning "
                     f"rate of {schedule.get_last_lr()[0]:.3g}. The network has the best weights "

@@ -20,7 +20,7 @@ import functools
 import math
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,7 @@ def adapt(
     steps: int,
     rate: float,
     order: int = 1,
-    part: str = "",
+    names: Collection[str] | None = None,
 ) -> Parameters:
     r"""The inner loop: some steps of gradient descent, as a function of where they start.
 
@@ -184,8 +184,7 @@ def adapt(
         rate: the inner rate α.
         order: 2 keeps :math:`\nabla L` as a function of θ, so that derivatives of the result hold
             :math:`I - \alpha \nabla^2 L`; 1 takes it for a constant, and they hold I.
-        part: only parameters whose name starts with it are changed; ``"head."`` for the head
-            alone (ANIL; Raghu et al. 2020).
+        names: the parameters that are changed; None for all.
 
     Returns:
         the parameters after the steps.
@@ -193,13 +192,26 @@ def adapt(
     >>> adapt(lambda p: p["w"] ** 2 / 2, {"w": torch.tensor(1.0)}, steps=2, rate=0.5)["w"]
     tensor(0.2500)
     """
-    moved = {name: value for name, value in parameters.items() if name.startswith(part)}
     for _ in range(steps):
-        slope = torch.func.grad(lambda fast: objective({**parameters, **fast}))(moved)
-        if order == 1:
-            slope = {name: value.detach() for name, value in slope.items()}
-        moved = {name: value - rate * slope[name] for name, value in moved.items()}
-    return {**parameters, **moved}
+        parameters, _loss = _descend(objective, parameters, rate=rate, order=order, names=names)
+    return parameters
+
+
+def _descend(
+    objective: Callable[[Parameters], Tensor],
+    parameters: Parameters,
+    *,
+    rate: float,
+    order: int,
+    names: Collection[str] | None,
+) -> tuple[Parameters, Tensor]:
+    """The parameters after a step, and the loss before it."""
+    moving = {k: v for k, v in parameters.items() if names is None or k in names}
+    slopes, loss = torch.func.grad_and_value(lambda p: objective({**parameters, **p}))(moving)
+    if order == 1:
+        slopes = {name: slope.detach() for name, slope in slopes.items()}
+    moved = {name: value - rate * slopes[name] for name, value in moving.items()}
+    return {**parameters, **moved}, loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +235,8 @@ class Inner:
         steps: gradient steps on the support.
         rate: the inner rate α.
         loss: of outputs and targets.
-        part: what adapts, see :func:`adapt`.
+        part: only parameters whose name starts with it adapt; ``"head."`` for the head alone (ANIL;
+            Raghu et al. 2020). Frozen parameters never do.
         statistics: as above; None for a network without BatchNorm.
 
     Raises:
@@ -266,9 +279,14 @@ class _Function:
         else:
             self.network = copy.deepcopy(network).eval()
         self.norms = [m for m in self.network.modules() if isinstance(m, BatchStatistics)]
-        if not any(name.startswith(inner.part) for name, _ in network.named_parameters()):
+        self.names = frozenset(
+            name
+            for name, p in network.named_parameters()
+            if name.startswith(inner.part) and p.requires_grad
+        )
+        if not self.names:
             raise ValueError(
-                f"no parameter's name starts with {inner.part!r}, so nothing would adapt."
+                f"nothing would adapt: no trainable parameter's name starts with {inner.part!r}."
             )
 
     def __call__(self, parameters: Parameters, x: Tensor) -> Tensor:
@@ -284,7 +302,7 @@ class _Function:
             steps=steps,
             rate=self.inner.rate,
             order=order,
-            part=self.inner.part,
+            names=self.names,
         )
 
     def query(self, parameters: Parameters, support_x: Tensor, query_x: Tensor) -> Tensor:
@@ -622,8 +640,7 @@ def reptile(
     network.to(run.device)
     function = _Function(network, inner)
     order = run.generator(1)
-    learnt = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    frozen = {name: p.detach() for name, p in network.named_parameters() if name not in learnt}
+    parameters: Parameters = dict(network.named_parameters())
 
     def one(start: Parameters, x: Tensor, y: Tensor) -> tuple[Parameters, Tensor]:
         """From the start over (s, batch, ...) minibatches to the end, and the mean loss."""
@@ -631,21 +648,22 @@ def reptile(
         for rows_x, rows_y in zip(x, y, strict=True):
 
             def objective(p: Parameters, x: Tensor = rows_x, y: Tensor = rows_y) -> Tensor:
-                return inner.loss(function({**frozen, **p}, x), y)
+                return inner.loss(function(p, x), y)
 
-            seen.append(objective(here))
-            here = adapt(objective, here, steps=1, rate=inner.rate, part=inner.part)
-        return here, torch.stack(seen).mean()
+            here, loss = _descend(objective, here, rate=inner.rate, order=1, names=function.names)
+            seen.append(loss)
+        return {name: here[name] for name in function.names}, torch.stack(seen).mean()
 
     def step(drawn: Tasks, done: float) -> Tensor:
         x = torch.cat([drawn.support_x, drawn.query_x], dim=1)
         y = torch.cat([drawn.support_y, drawn.query_y], dim=1)
         rows = _minibatches(len(x), x.shape[1], inner.steps, batch, order).to(x.device)
         which = torch.arange(len(x), device=x.device)[:, None, None]
-        start = {name: p.detach() for name, p in learnt.items()}
+        start = {name: p.detach() for name, p in parameters.items()}
         with torch.no_grad():
             ends, seen = torch.vmap(functools.partial(one, start))(x[which, rows], y[which, rows])
-            for name, p in learnt.items():
+            for name in ends:
+                p = parameters[name]
                 p.lerp_(ends[name].mean(dim=0), outer_rate * (1 - done))
         return seen.mean()
 
