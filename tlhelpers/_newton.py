@@ -37,7 +37,8 @@ def fit(gram: Tensor, one_hot: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
         open_ = share > tolerance
         if not open_.any():
             return a, bias[:, 0]
-        accuracy = share.sqrt().clamp(max=0.1) * open_
+        # With an accuracy of 1 a fit that is done takes no further step.
+        accuracy = torch.where(open_, share.sqrt().clamp(max=0.1), 1.0)
         step, step_fitted, step_b = _conjugate(gram, p, slope, slope_b, ridge, accuracy)
         before = _objective(log_p, one_hot, a, fitted, ridge)
         decrease = _dot(slope, step_fitted, slope_b, step_b)
