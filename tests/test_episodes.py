@@ -144,6 +144,11 @@ def test_a_pool_refuses_what_it_cannot_mean(
         Pool(x, labels)
 
 
+def test_two_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="each class may be named once"):
+        Pool(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), ("cat", "cat"))
+
+
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [

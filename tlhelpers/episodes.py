@@ -90,8 +90,9 @@ class ClassSplit:
         """The examples of the three sets of classes.
 
         Meta-train and meta-validation get the training and validation examples of their classes.
-        Nobody has learnt from any example of a meta-test class, so all of them are drawn from; for
-        this the test split of ``data`` is opened once, which its log shows.
+        Meta-test classes are held out as a whole, so all their examples are drawn from; for this
+        the test split of ``data`` is opened once, which its log shows. Whether a pretrained
+        network has met these classes elsewhere is another question.
 
         Raises:
             ValueError: if ``data`` lacks a class, or its images are not in one tensor.
@@ -220,8 +221,8 @@ class Pool:
 
     Raises:
         TypeError: if x is no tensor, or labels are no integers.
-        ValueError: if lengths disagree, a feature is NaN or infinite, a label is unknown, or a
-            class has no example.
+        ValueError: if lengths disagree, a feature is NaN or infinite, a label is unknown, a class
+            has no example, or two have one name.
 
     >>> pool = Pool(torch.randn(60, 8), torch.arange(60) % 6, name="noise")
     >>> pool
@@ -262,6 +263,8 @@ class Pool:
         names = tuple(self.classes) or tuple(map(str, range(int(labels.max()) + 1)))
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
             raise ValueError(f"labels should lie in 0..{len(names) - 1} for {len(names)} classes.")
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.name}: each class may be named once, found {names}.")
         object.__setattr__(self, "labels", labels.long().cpu())
         object.__setattr__(self, "classes", names)
         if empty := [c for c, n in zip(names, self.sizes.tolist(), strict=True) if n == 0]:

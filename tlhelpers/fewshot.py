@@ -366,10 +366,11 @@ def on_images(
         with_batch_statistics(network) if statistics == "episode" else copy.deepcopy(network).eval()
     )
     features = torch.vmap(embedding(twin))
+    device = next((p.device for p in twin.parameters()), None)
 
     def classify(support: Tensor, query: Tensor) -> Tensor:
         ways, shots = support.shape[1:3]
-        embedded = features(torch.cat([support.flatten(1, 2), query], dim=1))
+        embedded = features(torch.cat([support.flatten(1, 2), query], dim=1).to(device))
         few, rest = embedded.split([ways * shots, query.shape[1]], dim=1)
         return classifier(few.unflatten(1, (ways, shots)), rest)
 
@@ -435,51 +436,40 @@ def fit(
         steps * batch, ways=ways, shots=shots, queries=queries, generator=run.generator(0)
     )
     every = validate_every or max(1, -(-steps // 10))
+    images = batch * ways * (shots + queries)
     noise = run.generator(1)
     network.to(run.device)
     optimizer = torch.optim.AdamW(models.param_groups(network, lr=lr, weight_decay=weight_decay))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    labels = drawn.labels.repeat(batch).to(run.device)
     rows: list[dict[str, float]] = []
+    recent: list[tuple[float, float]] = []  # loss and accuracy of the steps since the last row
     best, best_top1, start = _state(network), -1.0, time.perf_counter()
-    seen, losses, hits = 0, torch.zeros(2, dtype=torch.float64), 0
     with _randomness.global_state_kept(run.device), runtime.keep_memory():
         _randomness.seed_dropout(run.seed, run.device)
-        network.train()
         for step in range(1, steps + 1):
+            rate = float(schedule.get_last_lr()[0])
             part = drawn[(step - 1) * batch : step * batch]
-            scores = _scores(network, classifier, part, augment, noise, run.device)
-            loss = F.cross_entropy(scores.flatten(0, 1), labels)
-            if not loss.isfinite():
+            recent.append(_step(network, classifier, part, optimizer, augment, noise))
+            if not math.isfinite(recent[-1][0]):
                 network.load_state_dict(best)
-                network.eval()
                 raise FloatingPointError(
                     f"the loss became NaN or infinite at step {step} of {steps}, at a learning "
-                    f"rate of {schedule.get_last_lr()[0]:.3g}. The network has the best weights "
-                    f"so far. Lower lr, or look for NaN in the images."
+                    f"rate of {rate:.3g}. The network has the best weights so far. Lower lr, or "
+                    f"look for NaN in the images."
                 )
-            rate = float(schedule.get_last_lr()[0])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
             schedule.step()
-            hits += 1
-            right = (scores.flatten(0, 1).argmax(dim=1) == labels).float().mean()
-            losses += torch.tensor([loss.item(), right.item()], dtype=torch.float64)
-            seen += part.support_rows.numel() + part.query_rows.numel()
             if step % every and step < steps:
                 continue
             judged = (math.nan, math.nan)
             if validation is not None:
                 judged = _validate(classifier, validation.embedded(network))
-            train_loss, train_top1 = (losses / hits).tolist()
-            row = (-(-seen // len(pool)), step, train_loss, train_top1, *judged, rate)
+            passes = -(-step * images // len(pool))
+            row = (passes, step, *np.mean(recent, axis=0), *judged, rate)
             rows.append(dict(zip(COLUMNS, (*row, time.perf_counter() - start), strict=True)))
-            losses, hits = torch.zeros_like(losses), 0
+            recent.clear()
             if not judged[1] <= best_top1:  # without validation the last is the best
                 best, best_top1 = _state(network), judged[1]
     network.load_state_dict(best)
-    network.eval()
     history = History(rows, columns=list(COLUMNS)).astype({"epoch": int, "step": int})
     history.monitor, history.stopped = "top1", f"Ran all {steps:,} steps."
     return history
@@ -489,20 +479,36 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in network.state_dict().items()}
 
 
-def _scores(
+def _step(
     network: nn.Module,
     classifier: Classifier,
     part: Episodes,
+    optimizer: torch.optim.Optimizer,
     augment: Augment | None,
     noise: torch.Generator,
-    device: torch.device,
-) -> Tensor:
-    """(b, N Q, N) scores of training episodes: one forward pass for all their images."""
+) -> tuple[float, float]:
+    """One step on some episodes, all their images in one pass: the loss and accuracy before it.
+
+    The network is in training mode for the step alone.
+    """
+    device = next(network.parameters()).device
     images = torch.cat([part.support, part.query], dim=2).to(device)  # (b, N, K + Q, ...)
     flat = images.flatten(0, 2)
-    features = embedding(network)(augment(flat, noise) if augment is not None else flat)
-    features = features.unflatten(0, tuple(images.shape[:3]))
-    return classifier(features[:, :, : part.shots], features[:, :, part.shots :].flatten(1, 2))
+    network.train()
+    try:
+        features = embedding(network)(augment(flat, noise) if augment is not None else flat)
+        features = features.unflatten(0, tuple(images.shape[:3]))
+        few, rest = features.split([part.shots, part.queries], dim=2)
+        scores = classifier(few, rest.flatten(1, 2)).flatten(0, 1)
+        labels = part.labels.repeat(len(part)).to(device)
+        loss = F.cross_entropy(scores, labels)
+        if loss.isfinite():
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    finally:
+        network.eval()
+    return loss.item(), (scores.argmax(dim=1) == labels).float().mean().item()
 
 
 def _validate(classifier: Classifier, episodes: Episodes) -> tuple[float, float]:
@@ -524,9 +530,15 @@ def _validate(classifier: Classifier, episodes: Episodes) -> tuple[float, float]
 def _require_training(pool: Pool, validation: Episodes | None, steps: int, batch: int) -> None:
     if steps < 1 or batch < 1:
         raise ValueError(f"steps and batch should be 1 or more, found {steps} and {batch}.")
-    if validation is not None:
-        # The check of a class split, with the classes chosen on in the place of the test.
+    if validation is None:
+        return
+    try:  # the check of a class split, with the classes chosen on in the place of the test
         ClassSplit(train=pool.classes, validation=(), test=validation.pool.classes)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Classes are told apart by name: where a number means another class in the "
+            f"other pool, name them with Pool(..., classes=...)."
+        ) from None
 
 
 # --- what accuracy is worth -------------------------------------------------------------------

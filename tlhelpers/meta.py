@@ -21,7 +21,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -234,7 +234,7 @@ class Inner:
     Attributes:
         steps: gradient steps on the support.
         rate: the inner rate α.
-        loss: of outputs and targets.
+        loss: of outputs and targets; cross-entropy by default.
         part: only parameters whose name starts with it adapt; ``"head."`` for the head alone (ANIL;
             Raghu et al. 2020). Frozen parameters never do.
         statistics: as above; None for a network without BatchNorm.
@@ -245,7 +245,7 @@ class Inner:
 
     steps: int = 1
     rate: float = 0.01
-    loss: Loss = F.cross_entropy
+    loss: Loss = field(default_factory=lambda: F.cross_entropy)  # no attribute of the class
     part: str = ""
     statistics: str | None = None
 
@@ -319,6 +319,10 @@ class _Function:
                 norm.fixed = norm.seen = None
 
 
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
 def outputs(network: nn.Module, tasks: Tasks, inner: Inner) -> Tensor:
     """What a network says to the queries before the inner loop and after each of its steps.
 
@@ -328,9 +332,10 @@ def outputs(network: nn.Module, tasks: Tasks, inner: Inner) -> Tensor:
         inner: how it adapts.
 
     Returns:
-        (steps + 1, b, m, ...).
+        (steps + 1, b, m, ...), on the CPU.
     """
     function = _Function(network, inner)
+    tasks = tasks.to(_device(network))
     parameters = {name: p.detach() for name, p in network.named_parameters()}
 
     def one(x: Tensor, y: Tensor, query_x: Tensor) -> Tensor:
@@ -342,7 +347,7 @@ def outputs(network: nn.Module, tasks: Tasks, inner: Inner) -> Tensor:
 
     together = torch.vmap(one, out_dims=1, chunk_size=_TOGETHER)
     with torch.no_grad(), runtime.keep_memory():
-        return together(tasks.support_x, tasks.support_y, tasks.query_x)
+        return together(tasks.support_x, tasks.support_y, tasks.query_x).cpu()
 
 
 def losses(network: nn.Module, tasks: Tasks, inner: Inner) -> np.ndarray:
@@ -352,7 +357,7 @@ def losses(network: nn.Module, tasks: Tasks, inner: Inner) -> np.ndarray:
         (steps + 1, b).
     """
     each = torch.vmap(torch.vmap(inner.loss), in_dims=(0, None))
-    return each(outputs(network, tasks, inner), tasks.query_y).double().numpy()
+    return each(outputs(network, tasks, inner), tasks.query_y.cpu()).double().numpy()
 
 
 def fine_tuned(network: nn.Module, inner: Inner) -> Classifier:
@@ -365,7 +370,7 @@ def fine_tuned(network: nn.Module, inner: Inner) -> Classifier:
         network: where the inner loop starts; it is copied now.
         inner: how it adapts.
     """
-    function = _Function(network, inner)
+    function, device = _Function(network, inner), _device(network)
     parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
 
     def one(x: Tensor, y: Tensor, query_x: Tensor) -> Tensor:
@@ -375,8 +380,9 @@ def fine_tuned(network: nn.Module, inner: Inner) -> Classifier:
 
     def classify(support: Tensor, query: Tensor) -> Tensor:
         ways, shots = support.shape[1:3]
-        y = torch.arange(ways, device=support.device).repeat_interleave(shots)
-        return together(support.flatten(1, 2), y.expand(len(support), -1), query)
+        y = torch.arange(ways, device=device).repeat_interleave(shots)
+        x = support.flatten(1, 2).to(device)
+        return together(x, y.expand(len(support), -1), query.to(device))
 
     classify.__name__ = f"{inner.steps} gradient steps"
     return classify
@@ -503,7 +509,7 @@ def meta_gradient(
 
     Args:
         network: the start, θ.
-        tasks: on the network's device.
+        tasks: what the mean is taken over.
         inner: how it adapts.
         order: 2, or 1 for first-order MAML.
 
@@ -513,7 +519,7 @@ def meta_gradient(
     Raises:
         ValueError: if the order is neither.
     """
-    return _meta_gradient(_Function(network, inner), network, tasks, order)
+    return _meta_gradient(_Function(network, inner), network, tasks.to(_device(network)), order)
 
 
 def _meta_gradient(
