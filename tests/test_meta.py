@@ -314,6 +314,13 @@ def test_fine_tuned_is_a_loop_over_episodes() -> None:
                 p.copy_(value)
 
 
+def test_fine_tuned_needs_as_many_outputs_as_ways() -> None:
+    episodes = glyph_like().episodes(4, ways=4, shots=1, queries=1)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ValueError, match="needs 4 outputs, found 3"):
+        fewshot.measure(meta.fine_tuned(network, Inner()), episodes)
+
+
 # What it costs, and what it is good for
 
 

@@ -299,25 +299,24 @@ class BatchStatistics(nn.Module):
 
     Attributes:
         fixed: None, or (mean, variance) to normalise by instead, each with one value a channel.
-        seen: (mean, variance) of the last batch that was normalised by its own.
+        keeps: whether to fix the statistics of the next batch, for those that come after it.
     """
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.fixed: tuple[Tensor, Tensor] | None = None
-        self.seen: tuple[Tensor, Tensor] | None = None
+        self.keeps = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, ...) to the same shape."""
         if self.fixed is None:
-            axes = [0, *range(2, x.ndim)]
-            mean = x.mean(dim=axes)
-            variance = (x * x).mean(dim=axes) - mean * mean
-            self.seen = mean, variance
+            variance, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
+            if self.keeps:
+                self.fixed = mean, variance
         else:
             mean, variance = self.fixed
-        factor = (variance.clamp(min=0) + self.eps).rsqrt()
+        factor = (variance + self.eps).rsqrt()
         if self.weight is not None:
             factor = factor * self.weight
         shift = -mean * factor if self.bias is None else self.bias - mean * factor

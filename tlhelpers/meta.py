@@ -310,13 +310,13 @@ class _Function:
         if self.inner.statistics != "support":
             return self(parameters, query_x)
         try:
-            self(parameters, support_x)
             for norm in self.norms:
-                norm.fixed = norm.seen
+                norm.keeps = True
+            self(parameters, support_x)
             return self(parameters, query_x)
         finally:
             for norm in self.norms:
-                norm.fixed = norm.seen = None
+                norm.keeps, norm.fixed = False, None
 
 
 def _device(network: nn.Module) -> torch.device:
@@ -382,6 +382,13 @@ def fine_tuned(network: nn.Module, inner: Inner) -> Classifier:
         ways, shots = support.shape[1:3]
         y = torch.arange(ways, device=device).repeat_interleave(shots)
         x = support.flatten(1, 2).to(device)
+        with torch.no_grad():
+            found = function(parameters, x[0]).shape[-1]
+        if found != ways:
+            raise ValueError(
+                f"to classify {ways}-way episodes a network needs {ways} outputs, found {found}. "
+                f"Give it a head of {ways} classes, or draw {found}-way episodes."
+            )
         return together(x, y.expand(len(support), -1), query.to(device))
 
     classify.__name__ = f"{inner.steps} gradient steps"
@@ -618,6 +625,7 @@ def reptile(
     with :math:`\theta^t_s` after s inner steps on task t, on its support and queries alike: unlike
     MAML it needs no queries. The outer rate ε falls linearly to 0. Reptile needs more than one
     inner step: with one it follows the gradient of the tasks' mean loss, as joint training does.
+    Parameters that do not adapt are not learnt.
 
     Args:
         network: the start, trained in place.
