@@ -461,7 +461,7 @@ def compare(before: PhotoClassifier, after: PhotoClassifier, split: Split) -> pd
         split: images to compare outputs on.
 
     Returns:
-        the columns of :attr:`Learnt.stages`; stages as in
+        the columns of ``Learnt.stages``; stages as in
         :func:`tlhelpers.models.param_groups`, from input to output, without their ``"body."``.
     """
     old = dict(before.named_parameters())
