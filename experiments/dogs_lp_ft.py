@@ -4,9 +4,9 @@
 
 PATH is the folder of experiments/dogs_bank.py; where it has no weights of a network, torchvision's
 are downloaded. By default at 128 px, one seed: LP-FT with mobilenet_v2, its batch normalisation
-learning or frozen (about 9 minutes each on two quiet CPU cores that compute in bfloat16, at 140
-images a second), and LP-FT and a new head, each with L2 and L2-SP, with squeezenet1_1 (about 2
-minutes each, at 600). An interrupted run continues.
+learning or frozen, and LP-FT and a new head, each with L2 and L2-SP, with squeezenet1_1. Planned
+for two CPU cores, not yet run: 9 minutes each at 140 images a second, and 2 minutes each at 600. An
+interrupted run continues.
 """
 
 from __future__ import annotations

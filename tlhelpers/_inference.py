@@ -1,8 +1,10 @@
-"""A network's answers in evaluation mode; ``adapt`` and ``combine`` stand on it."""
+"""A network in evaluation mode for a while; what asks networks for answers stands on it."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +12,24 @@ from torch import Tensor, nn
 _BATCH = 512
 
 
-def logits(network: nn.Module, x: Tensor) -> Tensor:
-    """(n, m) in evaluation mode, in batches; every part of the network gets its mode back."""
-    tensor = next(itertools.chain(network.parameters(), network.buffers()), x)
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode, without gradients, while the block runs; yields the network's device.
+
+    Afterwards each part of the network gets its own mode back: a frozen part stays frozen.
+    """
+    tensor = next(itertools.chain(network.parameters(), network.buffers()), None)
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         with torch.no_grad():
-            return torch.cat([network(part.to(tensor.device)) for part in x.split(_BATCH)])
+            yield torch.device("cpu") if tensor is None else tensor.device
     finally:
         for module, training in modes:
             module.training = training
+
+
+def logits(network: nn.Module, x: Tensor) -> Tensor:
+    """(n, m) in evaluation mode, in batches."""
+    with evaluating(network) as device:
+        return torch.cat([network(part.to(device)) for part in x.split(_BATCH)])

@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from tlhelpers import characters, datasets, runtime
+from tlhelpers import _inference, characters, datasets, runtime
 from tlhelpers.characters import ALPHABETS
 from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset
@@ -338,16 +338,9 @@ class Pool:
         Args:
             network: its method ``features`` is called where it has one, else the network itself.
         """
-        modes = [(module, module.training) for module in network.modules()]
-        device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        network.eval()
-        try:
-            with torch.no_grad(), runtime.keep_memory():
-                forward = embedding(network)
-                x = torch.cat([forward(part.to(device)) for part in self.x.split(_IMAGES)])
-        finally:
-            for module, training in modes:
-                module.training = training
+        with _inference.evaluating(network) as device, runtime.keep_memory():
+            forward = embedding(network)
+            x = torch.cat([forward(part.to(device)) for part in self.x.split(_IMAGES)])
         return dataclasses.replace(self, x=x.to(self.x.device))
 
     def _require(self, count: int, ways: int, shots: int, queries: int) -> None:

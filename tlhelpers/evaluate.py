@@ -20,6 +20,7 @@ import torch
 from scipy import sparse, stats
 from torch import Tensor, nn
 
+from tlhelpers import _inference
 from tlhelpers.splits import Split, TestSplit
 
 # The metrics of a report, and the unit in which each is printed.
@@ -521,18 +522,8 @@ def _call(predictor: Callable[[Any], Any], split: Split) -> Any:
 
 
 def _call_module(network: nn.Module, split: Split) -> np.ndarray:
-    tensor = next((t for t in (*network.parameters(), *network.buffers())), torch.empty(0))
-    # Every submodule's own mode is restored: a frozen part stays frozen.
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            return np.concatenate(
-                [_as_array(network(x.to(tensor.device))) for x, _ in _batches(split)]
-            )
-    finally:
-        for module, training in modes:
-            module.training = training
+    with _inference.evaluating(network) as device:
+        return np.concatenate([_as_array(network(x.to(device))) for x, _ in _batches(split)])
 
 
 def _batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:

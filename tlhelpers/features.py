@@ -13,7 +13,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -552,13 +552,7 @@ def _extract_in_chunks(work: _Work, path: Path) -> tuple[Tensor, dict[int, str]]
         jobs = [pool.submit(compute, *job) for job in zip(numbers, files, strict=True)]
         for job in jobs:
             job.add_done_callback(_advance(bar))
-        try:
-            wait(jobs, return_when=FIRST_EXCEPTION)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-        for job in jobs:
-            if not job.cancelled():
-                job.result()
+        runtime.finish(pool, jobs)
     chunks = [_read_rows(file) for file in files]
     width = max(rows.shape[1] for rows, _ in chunks)
     # A chunk in which no image could be read does not know the width.

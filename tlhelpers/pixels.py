@@ -18,7 +18,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -407,13 +407,7 @@ class _Making:
         ):
             bar.update(n - sum(map(len, todo)))
             jobs = [pool.submit(self._fill, chunk, bar) for chunk in todo]
-            try:
-                wait(jobs, return_when=FIRST_EXCEPTION)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-            for job in jobs:
-                if not job.cancelled():
-                    job.result()
+            runtime.finish(pool, jobs)
 
     def _fill(self, chunk: range, bar: Any) -> None:
         pixels = np.zeros((len(chunk), self.size, self.size, 3), dtype=np.uint8)

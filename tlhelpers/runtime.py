@@ -12,7 +12,8 @@ import os
 import platform
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -269,6 +270,21 @@ def _mallopt() -> Any | None:
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return None
     return ctypes.CDLL(None).mallopt
+
+
+def finish(pool: Executor, jobs: Collection[Future[Any]]) -> None:
+    """Wait for all jobs of a pool; after the first that fails, or an interrupt, start no other.
+
+    Raises:
+        Exception: what a job raised, once those that were running have ended.
+    """
+    try:
+        wait(jobs, return_when=FIRST_EXCEPTION)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    for job in jobs:
+        if not job.cancelled():
+            job.result()
 
 
 @contextlib.contextmanager
