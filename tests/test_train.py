@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def assert_equal_states(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def assert_equal_histories(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(a.drop(columns="seconds"), b.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(
+        a.drop(columns=["seconds", "core_seconds"]), b.drop(columns=["seconds", "core_seconds"])
+    )
 
 
 # --- what it learns -----------------------------------------------------------------------
@@ -180,6 +183,19 @@ def test_validation_in_several_batches_is_one_mean(monkeypatch: pytest.MonkeyPat
     parts = train.fit(Flat(), dataset(30, 99), recipe, RUN)
     assert parts.validation_loss[0] == pytest.approx(whole.validation_loss[0], rel=1e-5)
     assert parts.validation_top1[0] == whole.validation_top1[0]
+
+
+def test_a_history_counts_core_seconds_over_all_calls(tmp_path: Path) -> None:
+    def run() -> train.History:
+        recipe = Recipe(epochs=40, lr=0.02)
+        return train.fit(Flat(), dataset(300), recipe, RUN, checkpoint=tmp_path / "a.pt")
+
+    first, again = run(), run()
+    assert (first.core_seconds.diff()[1:] >= 0).all()
+    assert first.core_seconds.iloc[-1] > 0
+    # No more than all cores could have given.
+    assert first.core_seconds.iloc[-1] <= 1.1 * first.seconds.iloc[-1] * (os.cpu_count() or 1)
+    assert again.core_seconds.tolist() == first.core_seconds.tolist()
 
 
 def test_history_is_a_frame_that_survives_slicing() -> None:

@@ -157,7 +157,7 @@ def in_each_process(folder: Path) -> None:
 
 def keep(path: Path, network: nn.Module, history: train.History) -> None:
     torch.save(network.state_dict(), path.with_suffix(".pt"))
-    columns = history.drop(columns="seconds").to_dict("list")
+    columns = history.drop(columns=["seconds", "core_seconds"]).to_dict("list")
     path.with_suffix(".json").write_text(json.dumps([columns, history.stopped]))
 
 
@@ -193,7 +193,7 @@ def assert_close(
     weights, rows, stopped = found
     for key, value in network.state_dict().items():
         torch.testing.assert_close(weights[key], value, atol=1e-5, rtol=1e-5)
-    plain = pd.DataFrame(history.drop(columns="seconds"))
+    plain = pd.DataFrame(history.drop(columns=["seconds", "core_seconds"]))
     pd.testing.assert_frame_equal(rows, plain, rtol=1e-5, check_dtype=False)
     assert stopped == history.stopped
 

@@ -49,7 +49,7 @@ SIZES = (96, 128, 160, 224)
 OVER_IMAGES = "95 %, bootstrap over test images; one seed"
 FIGURES = (
     "test_top1", "test_top5", "test_nll", "test_ece", "validation_top1", "train_minutes",
-    "images_per_second", "peak_memory_gb", "epochs", "best_epoch",
+    "core_minutes", "images_per_second", "peak_memory_gb", "epochs", "best_epoch",
 )  # fmt: skip
 
 # --- the ways -----------------------------------------------------------------------------
@@ -228,9 +228,10 @@ def study(
     Returns:
         the record :func:`record_name`. ``result`` holds means over seeds: ``test_top1``,
         ``test_top5``, ``test_nll`` (nats), ``test_ece``, ``validation_top1``, and of training
-        ``train_minutes`` (evaluations included), ``images_per_second``, ``peak_memory_gb``,
-        ``epochs`` and ``best_epoch``. The interval of ``test_top1`` is over test images, with
-        several seeds over seeds too. Code and commit are those that trained.
+        ``train_minutes`` (evaluations included), ``core_minutes`` (the same, on one core of the
+        processor), ``images_per_second``, ``peak_memory_gb``, ``epochs`` and ``best_epoch``. The
+        interval of ``test_top1`` is over test images, with several seeds over seeds too. Code and
+        commit are those that trained.
     """
     run = runtime.default(run)
     origin, start = records.provenance(study, ways.learn, command=command), time.perf_counter()
@@ -503,6 +504,7 @@ def _of_training(learnt: Learnt) -> dict[str, float | int | None]:
     trained = not history.empty
     return {
         "train_minutes": learnt.seconds / 60 if trained else None,
+        "core_minutes": history.core_seconds.iloc[-1] / 60 if trained else None,
         "images_per_second": learnt.images_per_second if trained else None,
         "peak_memory_gb": None if peak is None else peak / 1e9,
         "epochs": int(history.epoch.iloc[-1]) if trained else None,

@@ -72,7 +72,7 @@ def letters(
         split=f"letters: {data.split_name}; digits: seed 0",
         input=f"{datasets.GLYPH_SIZE} px, {MILD!r}",
         seeds=(run.seed,),
-        curve=tuple(history.drop(columns="seconds").to_dict("records")),
+        curve=tuple(history.drop(columns=["seconds", "core_seconds"]).to_dict("records")),
         result={name: estimate.value for name, estimate in estimates.items()},
         interval={name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
         interval_over=(

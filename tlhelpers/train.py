@@ -36,7 +36,7 @@ SCHEDULES = ("constant", "cosine", "linear")
 MONITORS = ("loss", "top1")
 COLUMNS = (
     "epoch", "step", "train_loss", "train_top1", "validation_loss", "validation_top1", "lr",
-    "seconds",
+    "seconds", "core_seconds",
 )  # fmt: skip
 
 _ROWS = 20  # of a history whose length is given in steps
@@ -303,7 +303,9 @@ class History(pd.DataFrame):
     ``train_top1`` (means over the examples since the row before, as they were met: in training
     mode, augmented, with label smoothing, without the regulariser), ``validation_loss`` (mean
     cross-entropy in nats, without label smoothing) and ``validation_top1`` (NaN without a
-    validation split), ``lr`` (the body's rate at the last step), ``seconds`` (since the start).
+    validation split), ``lr`` (the body's rate at the last step), ``seconds`` (since the start) and
+    ``core_seconds`` (those of this process on the processor's cores, all threads together: a
+    measure of cost that other programs on the machine disturb less).
     """
 
     _metadata: ClassVar[list[str]] = ["stopped", "monitor"]  # pandas carries these along
@@ -485,7 +487,9 @@ def fit(
 class _Loop:
     """A training run: all that has to be kept to go on from a step."""
 
-    _KEPT = ("step", "rows", "best_value", "since_best", "stopped", "limit", "seconds")
+    _KEPT = (
+        "step", "rows", "best_value", "since_best", "stopped", "limit", "seconds", "core_seconds",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -529,19 +533,25 @@ class _Loop:
         self.since_best = 0
         self.stopped = ""
         self.limit: int | None = None  # examples in a forward pass, once memory ran out
-        self.seconds = 0.0
-        self.since = time.perf_counter()
+        self.seconds = self.core_seconds = 0.0
+        self.start_clock()
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype != torch.float32:
             return torch.autocast(self.run.device.type, dtype=self.dtype)
         return contextlib.nullcontext()
 
-    def clock(self) -> float:
+    def start_clock(self) -> None:
+        """Count from here on."""
+        self.since, self.core_since = time.perf_counter(), time.process_time()
+
+    def clock(self) -> dict[str, float]:
         """The seconds that the run has taken so far, in all of its calls."""
-        now = time.perf_counter()
-        self.seconds, self.since = self.seconds + now - self.since, now
-        return self.seconds
+        since, core_since = self.since, self.core_since
+        self.start_clock()
+        self.seconds += self.since - since
+        self.core_seconds += self.core_since - core_since
+        return {"seconds": self.seconds, "core_seconds": self.core_seconds}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -637,7 +647,7 @@ def _identity(loop: _Loop, data: Dataset) -> dict[str, dict[str, str]]:
 
 def _train(loop: _Loop, file: _checkpoint.Checkpoint | None) -> None:
     """Steps and evaluations by turns, until the recipe has had enough."""
-    loop.since = time.perf_counter()  # what came before, such as a digest of the data, is not it
+    loop.start_clock()  # what came before, such as a digest of the data, is not it
     with _progress(loop) as bar:
         while not loop.stopped:
             _take_steps(loop, file, bar)
@@ -653,7 +663,7 @@ def _train(loop: _Loop, file: _checkpoint.Checkpoint | None) -> None:
                     "validation_loss": validation_loss,
                     "validation_top1": validation_top1,
                     "lr": loop.recipe.lr * loop.recipe.factor(loop.step - 1, loop.total),
-                    "seconds": loop.clock(),
+                    **loop.clock(),
                 }
             )
             _judge(loop)
