@@ -3,10 +3,10 @@
     python experiments/dogs_lp_ft.py --data PATH
 
 PATH is the folder of experiments/dogs_bank.py; where it has no weights of a network, torchvision's
-are downloaded. By default at 128 px, one seed: LP-FT with mobilenet_v2, its batch normalisation
-learning or frozen, and LP-FT and a new head, each with L2 and L2-SP, with squeezenet1_1. Planned
-for two CPU cores, not yet run: 9 minutes each at 140 images a second, and 2 minutes each at 600. An
-interrupted run continues.
+are downloaded. By default at 128 px, one seed: a probe of each network; LP-FT with mobilenet_v2,
+its batch normalisation frozen or learning; LP-FT and a new head, each with L2 and L2-SP, with
+squeezenet1_1. Planned for two CPU cores: 9 minutes for each of the first at 140 images a second,
+and 2 minutes for each of the others at 600. An interrupted run continues.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import dogs_command as shared
 from tlhelpers import dogs
 
 JOBS = [
-    *(shared.Job(way, "mobilenet_v2", 128) for way in (dogs.LP_FT, dogs.LP_FT_NORMS)),
+    *(shared.Job(dogs.PROBE, name, 128) for name in ("mobilenet_v2", "squeezenet1_1")),
+    *(shared.Job(way, "mobilenet_v2", 128) for way in (dogs.LP_FT_NORMS, dogs.LP_FT)),
     *(
         shared.Job(way, "squeezenet1_1", 128)
-        for way in (dogs.LP_FT, dogs.LP_FT_SP, dogs.FULL, dogs.FULL_SP)
+        for way in (dogs.LP_FT, dogs.FULL, dogs.LP_FT_SP, dogs.FULL_SP)
     ),
 ]
 
