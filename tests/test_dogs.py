@@ -366,7 +366,7 @@ def test_the_options_take_a_part_of_the_plan_or_another(
         ("full", "squeezenet1_1", 96),
     ]
     other = shared.chosen(lp.JOBS, options_of(shared, lp, "--architecture", "resnet18"))
-    all_ways = ["lp_ft", "lp_ft_norms", "lp_ft_sp", "full", "full_sp"]
+    all_ways = ["probe", "lp_ft_norms", "lp_ft", "full", "lp_ft_sp", "full_sp"]
     assert [job.way.name for job in other] == all_ways
     none = shared.chosen(lp.JOBS, options_of(shared, lp, "--architecture", "squeezenet1_0"))
     assert [job.way.name for job in none] == [n for n in all_ways if n != "lp_ft_norms"]

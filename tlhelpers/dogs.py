@@ -109,8 +109,8 @@ the size of the gradients. The head, which is an optimum already, learns no fast
 below it: their features are large, and at a higher rate the first steps throw away what the probe
 has found. For the same reason the rates rise over the first tenth of the steps. The rate is the
 better of 0.001 and 0.003 for MobileNetV2 in trials of two epochs on half of the training images, by
-validation; for SqueezeNet the two were level. Six epochs: the start is good. Crops of half of the area or more: our images are cut to the dog
-already. The penalty is the usual weight decay."""
+validation; for SqueezeNet the two were level. Six epochs: the start is good. Crops of half of the
+area or more: our images are cut to the dog already. The penalty is the usual weight decay."""
 
 LP_FT_SP = dataclasses.replace(
     LP_FT, name="lp_ft_sp", penalty=Penalty(kind="l2_sp", alpha=1e-2, beta=1e-2)
