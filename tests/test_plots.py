@@ -77,6 +77,12 @@ def draw_embedding(**options: Any) -> plots.Figure:
     return plots.embedding(points, torch.arange(60) % 20, names, **given)
 
 
+def draw_cards(**options: Any) -> plots.Figure:
+    rows = [[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]
+    given = {"right": [1, 2], "top": 2, **options}
+    return plots.cards(rows, ["pug", "husky", "spaniel"], ["a husky", "a spaniel"], **given)
+
+
 def pictures(count: int = 3) -> list[torch.Tensor]:
     """Smooth coloured gradients of different shapes."""
     shapes = [(40, 60), (60, 40), (50, 50)]
@@ -94,8 +100,13 @@ FIGURES: dict[str, Callable[[], plots.Figure]] = {
     "confusions": lambda: plots.confusions(pairs()),
     "embedding": draw_embedding,
     "photographs": lambda: plots.photographs(pictures(), ["a spaniel", "a husky", "a pug"]),
+    "cards": lambda: draw_cards(),
+    "cards with images": lambda: draw_cards(images=pictures(2)),
     "figure": lambda: plots.figure(alt="An empty pair of axes.", columns=2)[0],
 }
+
+
+UNLABELLED = {"photographs", "figure", "cards", "cards with images"}
 
 
 class Images(HTMLParser):
@@ -142,7 +153,7 @@ class TestEveryFigure:
         assert dict(plt.rcParams) == settings
 
 
-@pytest.mark.parametrize("name", sorted(FIGURES.keys() - {"photographs", "figure"}))
+@pytest.mark.parametrize("name", sorted(FIGURES.keys() - UNLABELLED))
 def test_axes_are_labelled(name: str) -> None:
     (axes,) = FIGURES[name]().axes
     assert axes.get_xlabel()
@@ -189,6 +200,12 @@ class TestDisplay:
 
 
 class TestAlt:
+    def test_cards_name_the_largest_first(self) -> None:
+        assert draw_cards().alt == (
+            "2 cards with bars of probability. a husky: husky 70 %; spaniel 20 %. "
+            "a spaniel: pug 50 %; spaniel 30 %."
+        )
+
     @pytest.mark.parametrize("alt", ["", "   ", "figure.", "a curve without an end", None, 3])
     def test_must_be_a_sentence(self, alt: Any) -> None:
         with pytest.raises(ValueError, match="alt should be a sentence"):
@@ -397,6 +414,14 @@ class TestBadInput:
             plots.photographs([torch.rand(3, 4, 4)], ["one"])
         with pytest.raises(TypeError, match=re.escape("found uint8 of shape (4, 4, 3)")):
             plots.photographs([np.zeros((4, 4, 3), np.uint8)], ["one"])
+
+    def test_cards(self) -> None:
+        with pytest.raises(ValueError, match=r"found \(2, 3\), 3 classes and lengths \[1, 2\]"):
+            draw_cards(right=[1])
+        with pytest.raises(ValueError, match=r"found \(0,\), 2 classes"):
+            plots.cards([], ["a", "b"], [])
+        with pytest.raises(ValueError, match=r"lie in 0\.\.1, found -1 to 3"):
+            plots.cards([[3.0, -1.0]], ["a", "b"], ["one"])
 
     def test_image_format(self) -> None:
         with pytest.raises(ValueError, match="should be 'png' or 'jpeg', found 'svg'"):

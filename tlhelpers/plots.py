@@ -519,6 +519,85 @@ def photographs(
     return made
 
 
+def cards(
+    probabilities: Any,
+    classes: Sequence[str],
+    titles: Sequence[str],
+    *,
+    right: Sequence[int] | None = None,
+    images: Sequence[Any] | None = None,
+    top: int = 5,
+    alt: str | None = None,
+) -> Figure:
+    """A card for each example: its title, and the classes that got most of the probability.
+
+    Args:
+        probabilities: (n, m) in 0..1, one row a card.
+        classes: m names.
+        titles: n, what stands above each card.
+        right: (n,) the true class of each; its bar has the stronger colour and a tick.
+        images: n pictures to show beside the bars, as :func:`photographs` takes them.
+        top: bars on a card.
+        alt: instead of the text composed from the data.
+
+    Raises:
+        ValueError: if there is no card, or the lengths or the probabilities do not fit.
+    """
+    p = np.asarray(probabilities, dtype=float)
+    lengths = {len(titles), *(len(part) for part in (right, images) if part is not None)}
+    if p.ndim != 2 or not p.size or p.shape[1] != len(classes) or lengths != {len(p)}:
+        raise ValueError(
+            f"cards needs probabilities (n, m) for m classes, and n titles, right classes and "
+            f"images; found {p.shape}, {len(classes)} classes and lengths {sorted(lengths)}."
+        )
+    if not (p.min() >= 0 and p.max() <= 1):
+        raise ValueError(f"probabilities lie in 0..1, found {p.min():g} to {p.max():g}.")
+    top = min(top, p.shape[1])
+    chosen = np.argsort(-p, axis=1, kind="stable")[:, :top]
+    if alt is None:
+        texts = []
+        for title, row, order in zip(titles, p, chosen, strict=True):
+            shown = _listed([f"{classes[c]} {100 * row[c]:.0f} %" for c in order])
+            texts.append(f"{title}: {shown}.")
+        alt = f"{len(p)} cards with bars of probability. " + " ".join(texts)
+    room = 0.32 * top + 0.55  # inches for a card
+    made = Figure(
+        alt=alt,
+        image_format="png" if images is None else "jpeg",
+        figsize=(WIDTH, room * len(p)),
+    )
+    with style():
+        grid = made.add_gridspec(
+            len(p), 1 if images is None else 2, width_ratios=None if images is None else (1, 2.2)
+        )
+        for i, order in enumerate(chosen):
+            if images is not None:
+                beside = made.add_subplot(grid[i, 0])
+                beside.imshow(np.asarray(images[i]).transpose(1, 2, 0))
+                beside.set_axis_off()
+            axes = made.add_subplot(grid[i, -1])
+            _card(axes, p[i], order, classes, None if right is None else int(right[i]))
+            axes.set_title(str(titles[i]), loc="left", fontsize=13)
+    return made
+
+
+def _card(
+    axes: Axes, row: np.ndarray, order: np.ndarray, classes: Sequence[str], right: int | None
+) -> None:
+    """Bars of probability, each with its class's name above a pale track."""
+    places = range(len(order))
+    colours = [PALETTE[1] if c == right else PALETTE[0] for c in order]
+    axes.barh(places, [1] * len(order), height=0.8, color="#ededed")
+    axes.barh(places, row[order], height=0.8, color=colours, alpha=0.55)
+    for place, c in zip(places, order, strict=True):
+        tick = "✓ " if c == right else ""
+        axes.text(0.01, place, f"{tick}{classes[c]}", va="center", fontsize=12)
+        axes.text(0.99, place, f"{100 * row[c]:.0f} %", va="center", ha="right", fontsize=12)
+    axes.set(xlim=(0, 1), ylim=(len(order) - 0.5, -0.5), xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
 def glyphs(
     rows: Mapping[str, Any], *, titles: Sequence[str] = (), alt: str | None = None
 ) -> Figure:
