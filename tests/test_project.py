@@ -282,7 +282,7 @@ def test_a_misspelt_capability_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A book of two pages whose notebook prints ``tlhelpers.VALUE``."""
-    for name in ("tools/book.py", "_config.yml"):
+    for name in ("tools/book.py", "tools/ledger.py", "_config.yml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     for folder in ("chapters", "tlhelpers", "assets"):
@@ -292,6 +292,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "references.bib").write_text("")
     (tmp_path / "constraints.txt").write_text("")
     (tmp_path / "tlhelpers/__init__.py").write_text("VALUE = 'first value'\n")
+    claims = "def claims_in(notebook):\n    return ()\n"
+    (tmp_path / "tlhelpers/records.py").write_text(claims)
     (tmp_path / "chapters/index.md").write_text("# Index\n\n[](01-page)\n")
     (tmp_path / "_toc.yml").write_text(
         "format: jb-book\nroot: chapters/index\nchapters:\n  - file: chapters/01-page\n"

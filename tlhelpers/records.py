@@ -403,32 +403,38 @@ def claim(
     return Claim(id, text, shown, folklore)
 
 
-def claims_in(notebook: Path | str) -> tuple[Claim, ...]:
+def claims_in(notebook: Path | str | Mapping[str, Any]) -> tuple[Claim, ...]:
     """The claims that an executed notebook displays, in its order.
+
+    Args:
+        notebook: its file, or its content as nbformat or ``json.load`` gives it.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a notebook, was not executed, or shows two claims of one id.
     """
-    path = Path(notebook)
+    name, content = "the notebook", notebook
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if not isinstance(content, Mapping):
+            path = Path(content)
+            name, content = path.name, json.loads(path.read_text(encoding="utf-8"))
+        cells = content["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and cell["source"]]
         outputs = [output for cell in code for output in cell["outputs"]]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path.name} should be a Jupyter notebook, but it cannot be read as one "
+            f"{name} should be a Jupyter notebook, but it cannot be read as one "
             f"({type(error).__name__}: {error})."
         ) from error
     if code and all(cell.get("execution_count") is None for cell in code):
-        raise ValueError(f"{path.name} holds no outputs: execute it before collecting its claims.")
+        raise ValueError(f"{name} holds no outputs: execute it before collecting its claims.")
     found: dict[str, Claim] = {}
     for output in outputs:
         fields = output.get("metadata", {}).get(CLAIM_KEY)
         if fields is None:
             continue
         if fields["id"] in found:
-            raise ValueError(f"{path.name} shows claim {fields['id']} twice; show it once.")
+            raise ValueError(f"{name} shows claim {fields['id']} twice; show it once.")
         said = fields["folklore"] and Folklore(**fields["folklore"])
         found[fields["id"]] = Claim(fields["id"], fields["text"], fields["measured"], said)
     return tuple(found.values())

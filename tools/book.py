@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -45,6 +46,7 @@ EXECUTED = BUILD / ".jupyter_cache"  # notebooks with their outputs
 PAGE = BUILD / "page"
 DATA_CACHE = BUILD / "cache"  # stands in for the reader's own cache folder
 STATE = BUILD / "state.json"
+LEDGER = BUILD / "ledger.md"
 
 # What decides over the form of every page, but not over what its code prints.
 LAYOUT = ("_config.yml", "_toc.yml", "references.bib", "assets", "tools/book.py")
@@ -86,6 +88,7 @@ def build() -> int:
 
     print("Building the book; code runs where no result for it is kept.")
     ahead = execute_ahead(pages_with_code())
+    write_ledger(pages_with_code())
     status = jupyter_book(["-W", "-n", "--keep-going"])
     executions, plain = executions_of(DOCTREES)
     if failed := report_failures(executions, status):
@@ -284,7 +287,7 @@ def execute_ahead(pages: Sequence[Path]) -> set[str]:
             cache.match_cache_notebook(notebook)
         except KeyError:
             waiting[page] = notebook
-    if len(waiting) < 2:
+    if not waiting:
         return set()
     done = set()
     side_by_side = min(len(waiting), os.cpu_count() or 1)
@@ -306,6 +309,26 @@ def execute_ahead(pages: Sequence[Path]) -> set[str]:
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
             done.add(name)
     return done
+
+
+def write_ledger(pages: Sequence[Path]) -> None:
+    """Gather the claims of the executed pages where ``chapters/ledger.md`` includes them."""
+    import ledger
+    import nbformat
+    from jupyter_cache import get_cache
+
+    from tlhelpers.records import claims_in
+
+    cache = get_cache(str(EXECUTED))
+    chapters = {}
+    for page in pages:
+        notebook = nbformat.read(page, as_version=4)
+        # A page without a result has failed, and the build is going to say so.
+        with contextlib.suppress(KeyError):
+            executed = cache.get_cache_bundle(cache.match_cache_notebook(notebook).pk).nb
+            title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
+            chapters[page.name] = (title, claims_in(executed))
+    LEDGER.write_text(ledger.page(chapters), encoding="utf-8")
 
 
 def execute(notebook: Any, page: Path, threads: int) -> float | None:
