@@ -349,6 +349,19 @@ def test_each_script_says_what_it_takes_and_its_docstring_gives_the_command(
         assert option in shown
 
 
+def test_results_are_the_kept_studies_the_best_first() -> None:
+    shown = dogs.results()
+    assert shown["mean"].is_monotonic_decreasing
+    assert ((shown["low"] <= shown["mean"]) & (shown["mean"] <= shown["high"])).all()
+    assert not shown["record"].str.contains("labels|ablation").any()
+    row = shown.set_index("record").loc["dogs/recipe_mobilenet_v2_224"]
+    record = records.load("dogs/recipe_mobilenet_v2_224")
+    assert (row["way"], row["architecture"], row["size"]) == ("recipe", "mobilenet_v2", 224)
+    assert row["mean"] == record.result["test_top1"]
+    assert row["epochs"] == record.result["epochs"]
+    assert np.isnan(shown.loc[shown["way"] == "probe", "epochs"]).all()
+
+
 def options_of(shared: ModuleType, module: ModuleType, *words: str) -> Namespace:
     return shared.parser("", module.JOBS).parse_args(["--data", "x", *words])
 

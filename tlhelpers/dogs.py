@@ -644,6 +644,40 @@ def _distinct(seeds: Sequence[int], what: str) -> Sequence[int]:
 # --- reading records ----------------------------------------------------------------------
 
 
+_STUDIES = tuple(f"dogs/{way}_" for way in WAYS)
+_COSTS = ("epochs", "core_minutes", "peak_memory_gb")
+
+
+def results() -> pd.DataFrame:
+    """A row for each record of :func:`study` that was kept: what was trained, and how it did.
+
+    Returns:
+        ``architecture``, ``way``, ``size`` (pixels), ``mean``, ``low`` and ``high`` (top-1 on the
+        test split), and, NaN where nothing was trained, ``epochs``, ``core_minutes`` (NaN in older
+        records too) and ``peak_memory_gb``; ``tier`` and ``record`` (its name). The best first.
+    """
+    rows = []
+    for name in records.names():
+        if not name.startswith(_STUDIES):
+            continue
+        record = records.load(name)
+        run, top1 = record.curve[0], record.estimate("test_top1")
+        rows.append(
+            {
+                "architecture": run["architecture"],
+                "way": run["way"],
+                "size": run["size"],
+                "mean": top1.value,
+                "low": top1.low,
+                "high": top1.high,
+                **{key: record.result.get(key, math.nan) for key in _COSTS},
+                "tier": record.tier,
+                "record": name,
+            }
+        )
+    return pd.DataFrame(rows).sort_values("mean", ascending=False, ignore_index=True)
+
+
 _NESTED = ("history", "stages", "test_ids", "test_correct")
 
 
