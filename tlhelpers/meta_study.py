@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tlhelpers import datasets, episodes, evaluate, fewshot, meta, records, train
 from tlhelpers.characters import GLYPH_SIZE, MILD
@@ -55,7 +56,7 @@ COSINE = "classifier, cosine to class means"
 LOGISTIC = "classifier, logistic regression"
 TUNED = "classifier, fine-tuned"
 PROTO = "prototypical network"
-INSIDE = "MAML's features, nearest class mean"
+INSIDE = "MAML's features, cosine to class means"
 PAIRS = (
     *((start, frozen) for start in (MAML, FIRST, REPTILE) for frozen in (COSINE, PROTO)),
     (MAML, FIRST),
@@ -77,7 +78,7 @@ AT_TEST = {
     REPTILE: Inner(steps=20, rate=0.5),
 }
 OUTER_RATE, BATCH = 1.0, 10  # of Reptile
-FINE_TUNING = Inner(steps=20, rate=0.03)  # of a classifier with a new head
+FINE_TUNING = Inner(steps=20, rate=0.01)  # of a classifier with a new head
 SHOWN = 30  # inner steps in the record, beyond those of training and test
 
 
@@ -204,6 +205,11 @@ def with_new_head(network: SmallNet, ways: int = WAYS) -> SmallNet:
     return twin
 
 
+def _logistic_on_directions(support: Tensor, query: Tensor) -> Tensor:
+    """A logistic regression on features of length 1, as Tian et al. (2020) do."""
+    return fewshot.logistic_regression(F.normalize(support, dim=-1), F.normalize(query, dim=-1))
+
+
 def one_class_at_a_time(classify: Classifier, ways: int = WAYS) -> Classifier:
     """The classifier, asked for the queries of one class, then for those of the next.
 
@@ -312,14 +318,14 @@ class _One:
         proto = prototypical(self.pools, self.run, steps=self.steps)
         fine = meta.fine_tuned
         ways: dict[str, tuple[Classifier, nn.Module | None]] = {
-            RANDOM: (fine(SmallNet(WAYS, seed=self.run.seed), FINE_TUNING), None),
+            RANDOM: (fine(SmallNet(WAYS, seed=self.run.seed), AT_TEST[MAML]), None),
             **{way: (fine(network, AT_TEST[way]), None) for way, network in learnt.items()},
             CENTROID: (fewshot.nearest_centroid, plain),
             COSINE: (fewshot.cosine, plain),
-            LOGISTIC: (fewshot.logistic_regression, plain),
+            LOGISTIC: (_logistic_on_directions, plain),
             TUNED: (fine(with_new_head(plain), FINE_TUNING), None),
             PROTO: (fewshot.nearest_centroid, proto),
-            INSIDE: (fewshot.nearest_centroid, learnt[MAML]),
+            INSIDE: (fewshot.cosine, learnt[MAML]),
         }
         found = {}
         for way, (classify, network) in ways.items():
