@@ -2,7 +2,7 @@
 
     python experiments/meta_glyphs.py --seeds 3
 
-About half a minute a seed on one CPU core, planned. Needs no data.
+About 80 seconds of one CPU core a seed, measured. Needs no data.
 """
 
 from __future__ import annotations

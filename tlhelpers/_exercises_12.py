@@ -106,14 +106,15 @@ def _check_meta_gradient(
     theta, X, y, Z, t = case
     slope = _query_slope(theta, X, y, Z, t, steps)
     factor = np.eye(3) - 0.1 * 2 * X.T @ X / len(X)
-    right = np.linalg.matrix_power(factor, steps) @ slope
+    power = np.linalg.matrix_power(factor, steps)
+    right = power @ slope
     if np.allclose(found, right):
         return
     if np.allclose(found, slope):
         raise Hint(f"{call} returned the first order: the queries' gradient where the steps end.")
     if steps > 1 and np.allclose(found, factor @ slope):
         raise Hint(f"{call} used the curvature once; every inner step multiplies by it again.")
-    if np.allclose(found, np.linalg.matrix_power(factor, steps) @ _query_slope(*case, 0)):
+    if np.allclose(found, power @ _query_slope(theta, X, y, Z, t, 0)):
         raise Hint(f"{call} took the queries' gradient at the start, not where the steps end.")
     ratio = found / right
     if np.allclose(ratio, ratio[0]):

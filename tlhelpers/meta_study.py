@@ -149,7 +149,7 @@ def learn(
     network = SmallNet(WAYS, seed=run.seed)
     sampler = meta.episode_tasks(pools.train, ways=WAYS, shots=1, queries=TRAIN_QUERIES)
     if watch is not None:
-        sampler = _watched(sampler, network, watch, every=max(1, steps // 6))
+        sampler = _watched(sampler, network, watch, every=-(-steps // 6))
     _learn(way, network, sampler, INNER[way], steps=steps, run=run)
     return network
 
@@ -272,8 +272,8 @@ def compare(
     found: dict[tuple[str, int], list[Result]] = {}
     for seed in seeds:
         one = _One(data, pools, tests, Run(seed), steps, norm_steps)
-        for key, result in one.results().items():
-            found.setdefault(key, []).append(result)
+        for key, each in one.results().items():
+            found.setdefault(key, []).append(each)
         rows += one.rows
     result, interval = _differences({key: _mean(some) for key, some in found.items()})
     return Record(
