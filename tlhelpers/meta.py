@@ -45,7 +45,7 @@ Parameters = dict[str, Tensor]
 
 STATISTICS = ("running", "batch", "support")
 
-_TOGETHER = 8  # tasks whose copies of a network are in memory at once, when nothing is learnt
+_WEIGHTS = 2**20  # in the copies of a network that are adapted at a time, when nothing is learnt
 _ROWS = 20  # of a history
 
 
@@ -319,6 +319,11 @@ class _Function:
                 norm.keeps, norm.fixed = False, None
 
 
+def _together(network: nn.Module) -> int:
+    """How many tasks are adapted at a time: many of a small network, some of a large one."""
+    return max(8, _WEIGHTS // sum(p.numel() for p in network.parameters()))
+
+
 def _device(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
 
@@ -345,7 +350,7 @@ def outputs(network: nn.Module, tasks: Tasks, inner: Inner) -> Tensor:
             said.append(function.query(here, x, query_x))
         return torch.stack(said)
 
-    together = torch.vmap(one, out_dims=1, chunk_size=_TOGETHER)
+    together = torch.vmap(one, out_dims=1, chunk_size=_together(network))
     with torch.no_grad(), runtime.keep_memory():
         return together(tasks.support_x, tasks.support_y, tasks.query_x).cpu()
 
@@ -376,7 +381,7 @@ def fine_tuned(network: nn.Module, inner: Inner) -> Classifier:
     def one(x: Tensor, y: Tensor, query_x: Tensor) -> Tensor:
         return function.query(function.adapt(parameters, x, y, steps=inner.steps), x, query_x)
 
-    together = torch.vmap(one, chunk_size=_TOGETHER)
+    together = torch.vmap(one, chunk_size=_together(network))
 
     def classify(support: Tensor, query: Tensor) -> Tensor:
         ways, shots = support.shape[1:3]
