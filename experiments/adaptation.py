@@ -2,7 +2,7 @@
 
     python experiments/adaptation.py
 
-About two minutes on one CPU core (planned).
+About six minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tlhelpers import adapt_study
 
 STUDIES = {
     "compare": adapt_study.compare,
+    "larger": adapt_study.larger,
     "skew": adapt_study.skew,
     "few_labels": adapt_study.few_labels,
 }

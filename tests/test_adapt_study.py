@@ -78,6 +78,13 @@ def test_the_features_are_what_the_head_sees() -> None:
     assert adapt_study.a_distance(adapted, source, target, own_statistics=True) < plain
 
 
+def test_the_larger_network_is_the_books() -> None:
+    made, x = adapt_study.resnet(3), torch.rand(2, 1, 16, 16)
+    whole = models.small_resnet(10, seed=3)
+    assert torch.allclose(made.eval()(x), whole.eval()(x), atol=1e-6)
+    assert torch.allclose(adapt_study.features(made, x), whole.features(x), atol=1e-6)
+
+
 def test_half_of_the_classes_become_rare_and_the_rest_stays() -> None:
     _, target = adapt_study.pair(0)
     skewed = adapt_study.skewed(target, ratio=0.1, seed=0)
@@ -119,5 +126,5 @@ def test_skew_and_few_labels_make_their_records() -> None:
 
 
 def test_the_records_are_shipped() -> None:
-    names = {adapt_study.COMPARE, adapt_study.SKEW, adapt_study.FEW_LABELS}
+    names = {adapt_study.COMPARE, adapt_study.LARGER, adapt_study.SKEW, adapt_study.FEW_LABELS}
     assert names <= set(records.names())

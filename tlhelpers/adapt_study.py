@@ -1,9 +1,10 @@
 """From printed to handwritten digits: the measurements behind chapter 13.
 
-:func:`pair` is the task, :func:`network` what learns. Three studies make a record each:
+:func:`pair` is the task, :func:`network` what learns. Four studies make a record each:
 
 - :func:`compare` runs every method of ``adapt`` with several settings and seeds, and keeps for each
   evaluation what somebody would choose by, and what came of it; :func:`choose` chooses;
+- :func:`larger` repeats some of it with a larger network;
 - :func:`skew` changes the shares of the target's classes, which alignment takes for granted;
 - :func:`few_labels` takes a few target labels instead.
 """
@@ -11,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tlhelpers import adapt, characters, datasets, discrepancy, evaluate, records, train
+from tlhelpers import adapt, characters, datasets, discrepancy, evaluate, models, records, train
 from tlhelpers.adapt import Adapted, Plan
 from tlhelpers.evaluate import Estimate, Report
 from tlhelpers.records import Record
@@ -30,7 +31,8 @@ from tlhelpers.splits import Dataset
 from tlhelpers.train import Recipe
 
 COMMAND = "python experiments/adaptation.py"
-COMPARE, SKEW, FEW_LABELS = "glyphs/adaptation", "glyphs/adaptation_skew", "glyphs/adaptation_few"
+COMPARE, LARGER = "glyphs/adaptation", "glyphs/adaptation_larger"
+SKEW, FEW_LABELS = "glyphs/adaptation_skew", "glyphs/adaptation_few"
 SEEDS = (0, 1, 2, 3, 4)
 STEPS, LR = 120, 1e-2  # of every run in the source, unless a setting says otherwise
 RATIOS = (1.0, 0.1)
@@ -50,6 +52,11 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
 )
 """Three settings of each method, fixed before the first run: as many for each, since the best of
 many is better than the best of few."""
+
+ONE_SETTING: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
+    {method: ({"lr": 3e-3},) for method in ("source_only", "coral", "mmd", "dann")}
+)
+"""For :func:`larger`: the defaults of :class:`~tlhelpers.adapt.Plan`."""
 
 TUNE = Recipe(steps=60, batch_size=32, lr=3e-3, keep="last", validate_every=60)
 FROM_SCRATCH = replace(TUNE, steps=STEPS, lr=LR, validate_every=STEPS)
@@ -106,6 +113,8 @@ def compare(
     seeds: Sequence[int] = SEEDS,
     settings: Mapping[str, Sequence[Mapping[str, Any]]] = SETTINGS,
     steps: int = STEPS,
+    make: Callable[[int], nn.Sequential] = network,
+    name: str = COMPARE,
 ) -> Record:
     """Every method with every setting, and what each way of choosing among them takes.
 
@@ -118,9 +127,11 @@ def compare(
         seeds: each draws the data, their split, the weights and the batches.
         settings: for each method the fields of :class:`~tlhelpers.adapt.Plan` that differ.
         steps: of each run.
+        make: from a seed to the network that is adapted.
+        name: of the record.
 
     Returns:
-        the record ``glyphs/adaptation``: a row of the curve for each run. ``step``,
+        a record, by default ``glyphs/adaptation``: a row of the curve for each run. ``step``,
         ``source_validation``, ``source_validation_loss`` and ``target_test`` are lists over its
         evaluations; ``chosen`` is the place among them that source validation took, at which
         ``target_validation`` and ``a_distance`` were measured. The result holds for each method the
@@ -139,12 +150,12 @@ def compare(
         for method, several in settings.items():
             for change in several:
                 settled = plan(method, steps=steps, **change)
-                adapted = adapt.fit(network(seed), domains, settled, Run(seed=seed))
+                adapted = adapt.fit(make(seed), domains, settled, Run(seed=seed))
                 runs.append({"method": method, "setting": _words(change), "seed": seed}
                             | _history(adapted, source, target))  # fmt: skip
     result = _by_each_way(pd.DataFrame(runs))
     return Record(
-        name=COMPARE,
+        name=name,
         tier="cpu",
         split=f"printed: random; handwritten: {splits}",
         input=f"16 × 16 images, {steps} steps of {plan().batch_size} images of each domain",
@@ -154,6 +165,22 @@ def compare(
         **_summary(result, seeds),
         **origin,
     )
+
+
+def larger(run: Run | None = None, *, seeds: Sequence[int] = SEEDS, steps: int = 200) -> Record:
+    """The alignment methods with a network of six times the arithmetic, and one setting each.
+
+    Returns:
+        the record ``glyphs/adaptation_larger``, made by :func:`compare` with :func:`resnet`.
+    """
+    return compare(run, seeds=seeds, settings=ONE_SETTING, steps=steps, make=resnet, name=LARGER)
+
+
+def resnet(seed: int = 0) -> nn.Sequential:
+    """The small residual network of the other chapters, as a sequence that ends in its head."""
+    made = models.small_resnet(10, seed=seed)
+    body = (made.stem, made.stage1, made.stage2, made.stage3)
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), made.head)
 
 
 def _words(change: Mapping[str, Any]) -> str:
