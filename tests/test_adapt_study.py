@@ -78,6 +78,11 @@ def test_the_features_are_what_the_head_sees() -> None:
     assert adapt_study.a_distance(adapted, source, target, own_statistics=True) < plain
 
 
+def test_features_of_another_kind_of_network_are_refused() -> None:
+    with pytest.raises(TypeError, match="found SmallResNet"):
+        adapt_study.features(models.small_resnet(10), torch.rand(2, 1, 16, 16))
+
+
 def test_the_larger_network_is_the_books() -> None:
     made, x = adapt_study.resnet(3), torch.rand(2, 1, 16, 16)
     whole = models.small_resnet(10, seed=3)
@@ -93,6 +98,7 @@ def test_half_of_the_classes_become_rare_and_the_rest_stays() -> None:
     assert skewed.shares == pytest.approx(counts / 500)
     assert skewed.target.validation.ids == target.validation.ids
     assert skewed.target.test.ids == target.test.ids
+    assert repr(skewed).startswith("handwritten, 500 examples with the shares ")
     other = adapt_study.skewed(target, ratio=0.1, seed=1)
     assert (other.shares != skewed.shares).any()
     for ratio in (0.0, 1.5):

@@ -51,8 +51,9 @@ SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
         "self_training": ({"threshold": 0.5}, {"threshold": 0.9}, {"threshold": 0.99}),
     }
 )
-"""Three settings of each method, fixed before the first run: as many for each, since the best of
-many is better than the best of few."""
+"""Three settings of each method, as many for each, since the best of many is better than the best
+of few. The network, the learning rate and the number of steps were settled in trials that looked at
+target validation labels; the record was made once."""
 
 ONE_SETTING: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
     {method: ({"lr": 3e-3},) for method in ("source_only", "coral", "mmd", "dann")}
@@ -223,8 +224,13 @@ def a_distance(
 
 
 def features(network: nn.Module, x: Tensor) -> Tensor:
-    """(n, 64): what the head of :func:`network` sees, in evaluation mode and without gradients."""
-    assert isinstance(network, nn.Sequential)
+    """(n, 64): what the head of :func:`network` sees, in evaluation mode and without gradients.
+
+    Raises:
+        TypeError: if the network is not a sequence of modules, of which the last is its head.
+    """
+    if not isinstance(network, nn.Sequential):
+        raise TypeError(f"features needs an nn.Sequential, found {type(network).__name__}.")
     with torch.inference_mode():
         return network[:-1].eval()(x)
 
@@ -305,7 +311,7 @@ def _last(method: str, domains: adapt.Domains, seed: int, steps: int) -> nn.Modu
 # --- other shares of the classes ----------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Skewed:
     """A target in which some classes are rare.
 
@@ -316,6 +322,10 @@ class Skewed:
 
     target: Dataset
     shares: np.ndarray
+
+    def __repr__(self) -> str:
+        shares = ", ".join(f"{share:.1%}" for share in self.shares)
+        return f"{self.target.name}, {len(self.target.train):,} examples with the shares {shares}"
 
     def accuracy(self, report: Report) -> float:
         """The accuracy on a target with these shares, from a report on the whole test split."""
