@@ -59,7 +59,7 @@ def _check_mmd(found: float, x: np.ndarray, y: np.ndarray, sigma: float, call: s
         )
     if same(-right):
         raise Hint(f"{call} has the wrong sign: far apart should mean large.")
-    if right > 0 and same(float(np.sqrt(right))):
+    if same(float(np.sqrt(abs(right)))):
         raise Hint(f"{call} returned a root; the square is wanted, which may be negative.")
     raise Hint(f"{call} returned {found:.4f}. Which pairs are there, and how many of each kind?")
 
