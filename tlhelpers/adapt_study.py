@@ -58,12 +58,12 @@ target validation labels; the record was made once."""
 ONE_SETTING: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType(
     {method: ({"lr": 3e-3},) for method in ("source_only", "coral", "mmd", "dann")}
 )
-"""For :func:`larger`: the defaults of :class:`~tlhelpers.adapt.Plan`."""
+"""The defaults of :class:`~tlhelpers.adapt.Plan`, which :func:`larger` takes."""
 
 TUNE = Recipe(steps=60, batch_size=32, lr=3e-3, keep="last", validate_every=60)
 FROM_SCRATCH = replace(TUNE, steps=STEPS, lr=LR, validate_every=STEPS)
-"""With a few target labels: for a network that has learnt in the source, and for one that has not.
-Nothing is chosen by the target's validation split."""
+"""How a network with random weights learns a few target labels; ``TUNE`` is for one that has learnt
+in the source. Nothing is chosen by the target's validation split."""
 
 
 # --- the task -----------------------------------------------------------------------------
