@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,10 +16,18 @@ FEW = {"source_only": ({"lr": 3e-3},), "batchnorm": ({"lr": 3e-3},), "mmd": ({"w
 
 def runs() -> pd.DataFrame:
     """Two settings of one method, one seed: each way of choosing takes another row."""
-    common = {"method": "mmd", "seed": 0, "step": [1, 2, 3], "a_distance": 0.0}
-    first = {"setting": "a", "source_validation": [0.5, 0.9, 0.9], "target_test": [0.6, 0.5, 0.4]}
+    common: dict[str, Any] = {"method": "mmd", "seed": 0, "step": [1, 2, 3], "a_distance": 0.0}
+    first: dict[str, Any] = {
+        "setting": "a",
+        "source_validation": [0.5, 0.9, 0.9],
+        "target_test": [0.6, 0.5, 0.4],
+    }
     first |= {"source_validation_loss": [1.0, 0.3, 0.2], "chosen": 2, "target_validation": 0.3}
-    second = {"setting": "b", "source_validation": [0.4, 0.8, 0.7], "target_test": [0.7, 0.65, 0.6]}
+    second: dict[str, Any] = {
+        "setting": "b",
+        "source_validation": [0.4, 0.8, 0.7],
+        "target_test": [0.7, 0.65, 0.6],
+    }
     second |= {"source_validation_loss": [1.0, 0.1, 0.2], "chosen": 1, "target_validation": 0.6}
     return pd.DataFrame([common | first, common | second])
 
