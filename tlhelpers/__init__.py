@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "ablation",
     "adapt",
+    "adapt_study",
     "audit",
     "augment",
     "characters",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from tlhelpers import (
         ablation,
         adapt,
+        adapt_study,
         audit,
         augment,
         characters,
