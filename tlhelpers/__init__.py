@@ -52,6 +52,7 @@ __all__ = [
     "studies",
     "train",
     "transferability",
+    "unseen",
     "ways",
     "zoo",
 ]
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
         studies,
         train,
         transferability,
+        unseen,
         ways,
         zoo,
     )
