@@ -2,7 +2,7 @@
 
     python experiments/unseen.py
 
-Planned: about two minutes on two quiet CPU cores.
+Planned: about three minutes on two quiet CPU cores.
 """
 
 from __future__ import annotations

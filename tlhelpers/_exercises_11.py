@@ -55,7 +55,7 @@ def _rows(
             )
         if not 0 <= int(rows.min()) <= int(rows.max()) < n:
             raise Hint(f"{call} returned row numbers outside 0..{n - 1}.")
-        tensors.append(rows)
+        tensors.append(rows.contiguous())
     return tensors[0], tensors[1]
 
 
