@@ -108,12 +108,18 @@ def omniglot(root: Path | str | None = None, *, download: bool = False, size: in
 
 
 def _drawings(data: Any, name: str, size: int) -> Pool:
+    """The drawings in the order of their names: torchvision lists them as the disk does."""
+    paths = [
+        (Path(data._characters[label]).as_posix(), file)
+        for file, label in data._flat_character_images
+    ]
+    classes = tuple(sorted({character for character, _ in paths}))
+    number = {character: c for c, character in enumerate(classes)}
     images, labels = [], []
-    for image, label in data:
-        paper = F.to_dtype(F.to_image(image.convert("L")), torch.float32, scale=True)
+    for i in sorted(range(len(data)), key=paths.__getitem__):
+        paper = F.to_dtype(F.to_image(data[i][0].convert("L")), torch.float32, scale=True)
         images.append(1 - F.resize(paper, [size, size], antialias=True).clamp(0, 1))
-        labels.append(label)
-    classes = tuple(Path(character).as_posix() for character in data._characters)
+        labels.append(number[paths[i][0]])
     return Pool(torch.stack(images), torch.tensor(labels), classes, name)
 
 
