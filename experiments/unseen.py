@@ -2,7 +2,7 @@
 
     python experiments/unseen.py
 
-Planned: about three minutes on two quiet CPU cores.
+Planned: about four minutes on two quiet CPU cores; on a busy machine it took fourteen.
 """
 
 from __future__ import annotations
