@@ -55,6 +55,7 @@ __all__ = [
     "studies",
     "train",
     "transferability",
+    "unseen",
     "ways",
     "zoo",
 ]
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
         studies,
         train,
         transferability,
+        unseen,
         ways,
         zoo,
     )
