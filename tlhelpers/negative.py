@@ -1,10 +1,10 @@
 """Sources from near to far, and what becomes of a target that starts from them.
 
 A family of networks of one architecture: those of the :mod:`~tlhelpers.zoo`, and one more that is
-pretrained here, on letters whose pixels are shuffled. :func:`finetuned`
-measures what each is worth to handwritten digits, :func:`remedies` what helps where one is worth
-less than nothing, and :func:`several` what several fine-tuned networks are worth together. They
-make the records of chapter 14.
+pretrained here, on letters whose pixels are shuffled. :func:`finetuned` measures what each is worth
+to handwritten digits, :func:`remedies` what helps where one is worth less than nothing, and
+:func:`several` what several fine-tuned networks are worth together. They make the records of
+chapter 14.
 """
 
 from __future__ import annotations
