@@ -426,8 +426,8 @@ def several(
 ) -> Record:
     """Soups, ensembles and WiSE-FT on digits and on shifted digits.
 
-    Nothing is chosen. Each draw of the labels has its own probe, fine-tuned networks and combinations. The test split
-    is read once for each kind of shift.
+    Nothing is chosen. Each draw of the labels has its own probe, fine-tuned networks and
+    combinations. The test split is read once for each kind of shift.
 
     Args:
         run: device, and the seed, to which the draw is added.
