@@ -1,9 +1,9 @@
-"""Pretrain the source of chapter 14 that the zoo has not, and make its records.
+"""Pretrain the two sources of chapter 14 that the zoo has not, and make its records.
 
     python experiments/negative_transfer.py
 
-Writes the weights ``negative/pixels``, then the records ``negative/finetuned``,
-``negative/several`` and ``negative/remedies``. ``--only weights``, or the
+Writes the weights ``negative/pixels`` and ``negative/joint``, then the records
+``negative/finetuned``, ``negative/several`` and ``negative/remedies``. ``--only weights``, or the
 second part of a record's name, makes one of these. About two minutes of one CPU core (planned).
 """
 
@@ -35,16 +35,16 @@ def main() -> None:
 
 
 def make_weights(run: Run) -> None:
-    """Train and save the source network."""
-    path = tl.models.save_small_resnet(
-        negative.pretrain(run),
-        WEIGHTS / f"{negative.OWN}.safetensors",
-        classes=negative.data(negative.OWN, images=2_000, seed=run.seed).classes,
-        text="letters, pixels in another order",
-        recipe=zoo.PRETRAINING.as_dict(),
-        command=negative.COMMAND,
-    )
-    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
+    """Train and save the source networks."""
+    for name in negative.OWN:
+        path = tl.models.save_small_resnet(
+            negative.pretrain(name, run),
+            WEIGHTS / f"{name}.safetensors",
+            classes=negative.data(name, seed=run.seed).classes,
+            recipe=zoo.PRETRAINING.as_dict(),
+            command=negative.COMMAND,
+        )
+        print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":

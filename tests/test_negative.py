@@ -14,7 +14,7 @@ QUICK = dataclasses.replace(zoo.FINE_TUNING, steps=2)
 RUN = runtime.Run(device=torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", negative.NAMES)
+@pytest.mark.parametrize("name", [*negative.NAMES, "joint"])
 def test_every_network_of_the_family_loads_with_its_own_head_or_a_fresh_one(name: str) -> None:
     own, fresh = negative.load(name), negative.load(name, 7, seed=1)
     images = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -32,6 +32,14 @@ def test_shuffled_pixels_are_the_letters_in_one_other_order() -> None:
     assert torch.equal(a.sort(dim=1).values, b.sort(dim=1).values)
     # One order for all: a pixel's values over all images are those of some other pixel.
     assert torch.equal(a.sum(dim=0).sort().values, b.sum(dim=0).sort().values)
+
+
+def test_the_joint_source_has_the_characters_of_the_five() -> None:
+    joint = set(negative.data("joint", images=2000).classes)
+    for name in ("greek", "signs"):
+        own = set(negative.data(name, images=1040).classes)
+        assert len(own & joint) > len(own) / 2, "all but the look-alikes of Latin letters"
+    assert negative.load("joint").head.out_features == len(joint)
 
 
 def test_hits_are_those_of_the_accuracy_and_survive_packing() -> None:
@@ -110,6 +118,8 @@ def test_remedies_and_several_make_their_records() -> None:
 def test_what_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="no source 'klingon'"):
         negative.load("klingon")
+    with pytest.raises(ValueError, match="pixels and joint are pretrained here"):
+        negative.pretrain("letters", RUN)
 
 
 @pytest.mark.parametrize("name", ["finetuned", "remedies", "several"])

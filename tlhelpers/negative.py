@@ -1,10 +1,10 @@
 """Sources from near to far, and what becomes of a target that starts from them.
 
-A family of networks of one architecture: those of the :mod:`~tlhelpers.zoo`, and one more that is
-pretrained here, on letters whose pixels are shuffled. :func:`finetuned` measures what each is worth
-to handwritten digits, :func:`remedies` what helps where one is worth less than nothing, and
-:func:`several` what several fine-tuned networks are worth together. They make the records of
-chapter 14.
+A family of networks of one architecture: those of the :mod:`~tlhelpers.zoo`, and two more that are
+pretrained here, on letters whose pixels are shuffled and on five alphabets together.
+:func:`finetuned` measures what the far ones are worth to handwritten digits, :func:`remedies` what
+helps where one is worth less than nothing, and :func:`several` what several fine-tuned networks are
+worth together. They make the records of chapter 14.
 """
 
 from __future__ import annotations
@@ -39,12 +39,22 @@ from tlhelpers.splits import Dataset, Split
 from tlhelpers.train import Recipe
 
 COMMAND = "python experiments/negative_transfer.py"
-OWN = "pixels"  # the source that is pretrained here
+PIXELS = "pixels"
+JOINT = zoo.Source(
+    name="joint",
+    text="the characters of letters, greek, cyrillic, caucasus and signs together",
+    alphabets=tuple(
+        alphabet
+        for name in ("letters", "greek", "cyrillic", "caucasus", "signs")
+        for alphabet in zoo.source(name).alphabets
+    ),
+)
+OWN = (PIXELS, JOINT.name)  # the sources that are pretrained here
 SCRATCH = "random"
-NAMES = ("letters", "greek", "blurred", "rotation", "inverted", OWN, "shuffled", SCRATCH)
+NAMES = ("letters", "greek", "blurred", "rotation", "inverted", PIXELS, "shuffled", SCRATCH)
 """The family, and no source at all."""
 
-TUNED = (OWN, SCRATCH)
+TUNED = (PIXELS, "shuffled", SCRATCH)
 SHOTS = (1, 100)  # ten labels: see remedies() here, and zoo.finetuned()
 DRAWS = 5
 
@@ -53,17 +63,17 @@ DRAWS = 5
 
 
 def load(name: str, classes: int | None = None, *, seed: int = 0) -> SmallResNet:
-    """A network of the family, or of the zoo.
+    """A network of the family, of the zoo, or ``"joint"``.
 
     Args:
-        name: one of ``NAMES``.
+        name: its name.
         classes: None keeps the head that it was pretrained with; a number gives a fresh one.
         seed: of a fresh head; and of everything for ``"random"``.
 
     Raises:
         ValueError: if there is none of that name.
     """
-    if name == OWN:
+    if name in OWN:
         return models.small_resnet(classes, weights=f"negative/{name}", seed=seed)
     return zoo.load(name, classes, seed=seed)
 
@@ -72,18 +82,18 @@ def data(name: str, *, images: int = zoo.IMAGES, seed: int = 0) -> Dataset:
     """What a network of the family was pretrained on.
 
     ``"pixels"`` is ``"letters"`` with all pixels in another order, one order for all images.
-    The others are those of the zoo.
 
     Args:
-        name: one of ``NAMES``.
+        name: as :func:`load` takes it.
         images: how many, all splits together; the classes share them evenly.
         seed: of the images.
 
     Raises:
         ValueError: if there is none of that name.
     """
-    if name != OWN:
-        return zoo.data(zoo.source(name), images=images, seed=seed)
+    if name != PIXELS:
+        chosen = JOINT if name == JOINT.name else zoo.source(name)
+        return zoo.data(chosen, images=images, seed=seed)
     letters = zoo.data(zoo.source("letters"), images=images, seed=seed)
     order = torch.randperm(letters.x[0].numel(), generator=Run(0).generator(14))
     x = letters.x.flatten(1)[:, order].reshape(letters.x.shape)
@@ -91,17 +101,27 @@ def data(name: str, *, images: int = zoo.IMAGES, seed: int = 0) -> Dataset:
 
 
 def pretrain(
-    run: Run | None = None, *, recipe: Recipe = zoo.PRETRAINING, images: int = zoo.IMAGES
+    name: str,
+    run: Run | None = None,
+    *,
+    recipe: Recipe = zoo.PRETRAINING,
+    images: int = zoo.IMAGES,
 ) -> SmallResNet:
-    """Train the source that the zoo has not, on shuffled pixels, as the zoo trains its own.
+    """Train a source that the zoo has not, as the zoo trains its own.
 
     Args:
+        name: one of ``OWN``.
         run: seed and device; None for seed 0 on the best device.
         recipe: how it is trained.
         images: how many.
+
+    Raises:
+        ValueError: if it is not one of those.
     """
+    if name not in OWN:
+        raise ValueError(f"{' and '.join(OWN)} are pretrained here, found {name!r}; see zoo.")
     run = runtime.default(run)
-    task = data(OWN, images=images, seed=run.seed)
+    task = data(name, images=images, seed=run.seed)
     network = models.small_resnet(len(task.classes), seed=run.seed)
     train.fit(network, task, recipe, run)
     return network.cpu().eval()
@@ -184,7 +204,7 @@ def finetuned(
     draws: int = DRAWS,
     recipe: Recipe = zoo.FINE_TUNING,
 ) -> Record:
-    """Fine-tune a far source on handwritten digits with few and with many labels.
+    """Fine-tune the far sources on handwritten digits with few and with many labels.
 
     The recipe, the draws and the seeds are those of :func:`~tlhelpers.zoo.finetuned`. The test
     split is read once for each number of labels, by all sources and draws together.
@@ -283,7 +303,7 @@ REMEDIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def remedies(
     run: Run | None = None,
     *,
-    sources: Sequence[str] = (OWN,),
+    sources: Sequence[str] = (PIXELS,),
     ways: Sequence[str] = tuple(REMEDIES),
     k: int = 10,
     draws: int = DRAWS,
