@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,47 +61,89 @@ def _check_worth(
         )
 
 
-@exercise("14.2", "the point where a source turns belongs to it, the method and the baseline.")
-def _turning_point(answer: Any) -> None:
-    """Write a function `turning_point(shots, gain)`: at how many labels does a source turn harmful?
+@exercise("14.2", "a soup that is never worse on validation than its best ingredient.")
+def _greedy_soup(answer: Any) -> None:
+    """Write a function `greedy_soup(states, score)`: the soup that admits an ingredient only where
+    it does no harm.
 
-    `shots` are (s,) numbers of labels, rising; `gain` is an (s,) NumPy array of transfer gains.
-    Return the smallest number of labels at which the curve reaches 0 from above, with straight
-    lines over the *logarithm* of the number of labels between the points. Return 0 if the first
-    gain is negative already, and infinity if none is.
+    `states` is a list of state dicts with the same names, all of floating-point tensors;
+    `score(state)` is the validation accuracy of a network with that state. Begin with the state of
+    the highest score. Then try the others, from the next highest to the lowest: one is admitted if
+    the plain average of it and all that were admitted before scores no lower than the soup so far.
+    Return the soup, a state dict.
     """
-    expect_function(answer, "turning_point(shots, gain)")
-    shots = (1, 4, 16, 64)
-    cases = {
-        "a curve that falls through 0": (np.array([0.3, 0.1, -0.1, -0.2]), 8.0),
-        "a curve that falls below 0 and rises again": (np.array([0.3, -0.1, 0.1, -0.3]), 2**1.5),
-        "gains that are never negative": (np.array([0.3, 0.2, 0.1, 0.02]), math.inf),
-        "gains that are negative from the start": (np.array([-0.1, -0.2, -0.3, -0.1]), 0.0),
-        "gains that begin below 0 and rise": (np.array([-0.1, 0.2, 0.3, 0.1]), 0.0),
-    }
-    for kind, (gain, right) in cases.items():
-        call = f"turning_point, on {kind},"
-        found = _number(ask(answer, shots, gain.copy(), call=call), call)
-        if found == right or math.isclose(found, right, rel_tol=1e-6):
-            continue
-        if kind.startswith("a curve") and math.isclose(found, _crossing(shots, gain), rel_tol=1e-6):
-            raise Hint(
-                f"{call} returned {found:.3f}, which is right for straight lines over the number "
-                f"of labels; they are to be straight over its logarithm."
-            )
-        if found in shots:
-            raise Hint(
-                f"{call} returned {found:g}, one of the numbers of labels. The line is crossed "
-                f"between two of them."
-            )
-        raise Hint(f"{call} returned {found:.3f}; {right:.3f} was expected.")
+    expect_function(answer, "greedy_soup(states, score)")
+    for seed in range(6):
+        states, score = _kitchen(seed)
+        call = f"greedy_soup, on {len(states)} states,"
+        given = [{k: v.clone() for k, v in state.items()} for state in states]
+        found = ask(answer, given, score, call=call)
+        if not isinstance(found, dict) or set(found) != {"w"}:
+            raise Hint(f"{call} should return one state dict, but returned {describe(found)}.")
+        if any(not torch.equal(g["w"], s["w"]) for g, s in zip(given, states, strict=True)):
+            raise Hint(f"{call} changed one of the states that it was given.")
+        _check_soup(found["w"], states, score, call)
 
 
-def _crossing(shots: tuple[int, ...], gain: np.ndarray) -> float:
-    """The same, with straight lines over the number of labels itself."""
-    i = int(np.flatnonzero(gain < 0)[0])
-    share = gain[i - 1] / (gain[i - 1] - gain[i])
-    return float(shots[i - 1] + share * (shots[i] - shots[i - 1]))
+State = dict[str, torch.Tensor]
+
+
+def _kitchen(seed: int) -> tuple[list[State], Callable[[State], float]]:
+    """States around a point, and a score that is the better the nearer they are to it."""
+    generator = torch.Generator().manual_seed(seed)
+    states = [{"w": torch.randn(3, generator=generator)} for _ in range(5)]
+    return states, lambda state: -float(state["w"].square().sum())
+
+
+def _soup(
+    states: list[State],
+    score: Callable[[State], float],
+    mix: Callable[[list[State]], State] = combine.average_states,
+) -> torch.Tensor:
+    admitted = states[:1]
+    for state in states[1:]:
+        if score(mix([*admitted, state])) >= score(mix(admitted)):
+            admitted.append(state)
+    return mix(admitted)["w"]
+
+
+def _halves(states: list[State]) -> State:
+    mixed = states[0]["w"]
+    for state in states[1:]:
+        mixed = (mixed + state["w"]) / 2
+    return {"w": mixed}
+
+
+def _check_soup(
+    found: Any, states: list[State], score: Callable[[State], float], call: str
+) -> None:
+    ranked = sorted(states, key=score, reverse=True)
+    right = _soup(ranked, score)
+
+    def same(other: torch.Tensor) -> bool:
+        return isinstance(found, torch.Tensor) and torch.allclose(found, other, atol=1e-5)
+
+    if same(right):
+        return
+    if same(combine.average_states(states)["w"]):
+        raise Hint(f"{call} admitted everybody: that is the uniform soup. Ask the score first.")
+    if same(ranked[0]["w"]):
+        raise Hint(f"{call} kept the best single state, but another one would have done no harm.")
+    if same(_soup(states, score)):
+        raise Hint(f"{call} tried the states in the order given; the best should come first.")
+    if same(_soup(ranked[::-1], score)):
+        raise Hint(f"{call} began with the worst state.")
+    if same(_soup(ranked, score, _halves)):
+        raise Hint(
+            f"{call} averaged the soup with each new state half and half. All that were admitted "
+            f"should have the same share."
+        )
+    if not isinstance(found, torch.Tensor) or found.shape != right.shape:
+        raise Hint(f"{call} should give each entry as a tensor of the shape that it had.")
+    raise Hint(
+        f"{call} returned a soup that scores {score({'w': found}):.3f}; the greedy one scores "
+        f"{score({'w': right}):.3f}. What is each trial compared with?"
+    )
 
 
 def _number(value: Any, call: str) -> float:
