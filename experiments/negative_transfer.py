@@ -4,7 +4,7 @@
 
 Writes the weights ``negative/pixels`` and ``negative/joint``, then the records
 ``negative/finetuned``, ``negative/several`` and ``negative/remedies``. ``--only weights``, or the
-second part of a record's name, makes one of these. About two minutes of one CPU core (planned).
+second part of a record's name, makes one of these. About three minutes of one CPU core.
 """
 
 from __future__ import annotations
