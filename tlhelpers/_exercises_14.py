@@ -73,7 +73,7 @@ def _greedy_soup(answer: Any) -> None:
     Return the soup, a state dict.
     """
     expect_function(answer, "greedy_soup(states, score)")
-    for seed in range(6):
+    for seed in (27, 36, 64):  # here each mistake makes a soup of its own
         states, score = _kitchen(seed)
         call = f"greedy_soup, on {len(states)} states,"
         given = [{k: v.clone() for k, v in state.items()} for state in states]
