@@ -476,7 +476,7 @@ def several(
             (f"tuned {i}", draw): float(hits(network, digits.validation).mean())
             for i, network in enumerate(tuned)
         }
-    top1 = {}
+    top1: dict[tuple[str, str, int], float] = {}
     for kind, shift in SHIFTED.items():
         seen = {key: after(shift, predict) for key, predict in made.items()}
         reports = evaluate.grid(seen, digits.test, name=f"several, {kind}", resamples=2)
