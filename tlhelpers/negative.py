@@ -481,7 +481,7 @@ def several(
         seen = {key: after(shift, predict) for key, predict in made.items()}
         reports = evaluate.grid(seen, digits.test, name=f"several, {kind}", resamples=2)
         top1 |= {(kind, *key): report.top1.value for key, report in reports.items()}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"way": way, "draw": draw, "validation": right.get((way, draw))}
         | {kind: top1[kind, way, draw] for kind in SHIFTED}
         for way, draw in made
