@@ -442,7 +442,8 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rows: list[dict[str, float]] = []
     recent: list[tuple[float, float]] = []  # loss and accuracy of the steps since the last row
-    best, best_top1, start = _state(network), -1.0, time.perf_counter()
+    best, best_top1 = _state(network), -1.0
+    start, core_start = time.perf_counter(), time.process_time()
     with _randomness.global_state_kept(run.device), runtime.keep_memory():
         _randomness.seed_dropout(run.seed, run.device)
         for step in range(1, steps + 1):
@@ -464,7 +465,8 @@ def fit(
                 judged = _validate(classifier, validation.embedded(network))
             passes = -(-step * images // len(pool))
             row = (passes, step, *np.mean(recent, axis=0), *judged, rate)
-            rows.append(dict(zip(COLUMNS, (*row, time.perf_counter() - start), strict=True)))
+            spent = time.perf_counter() - start, time.process_time() - core_start
+            rows.append(dict(zip(COLUMNS, (*row, *spent), strict=True)))
             recent.clear()
             if not judged[1] <= best_top1:  # without validation the last is the best
                 best, best_top1 = _state(network), judged[1]
