@@ -42,7 +42,7 @@ def page(chapters: Mapping[str, tuple[str, Sequence[Claim]]]) -> str:
 def entry(claim: Claim) -> list[str]:
     """A claim as a paragraph with its measurement, and what is commonly said of it."""
     lines = [
-        f"**{claim.id}** {plain(claim.text)}",
+        f"`{claim.id}` {plain(claim.text)}",
         f": *Measured:* {plain(claim.measured)}",
     ]
     if folklore := claim.folklore:
