@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -96,7 +97,11 @@ def easyfsl(pool: Pool, count: int, seed: int) -> float:
     samplers: Any = importlib.import_module("easyfsl.samplers")
     random.seed(seed)  # it draws from the global state
     data = datasets.FeaturesDataset(pool.labels.tolist(), pool.x, list(pool.classes))
-    sampler = samplers.TaskSampler(data, n_way=WAYS, n_shot=SHOTS, n_query=QUERIES, n_tasks=count)
+    # easyfsl 1.5 hands its base class an argument that newer versions of torch no longer take.
+    with mock.patch.object(torch.utils.data.Sampler, "__init__", return_value=None):
+        sampler = samplers.TaskSampler(
+            data, n_way=WAYS, n_shot=SHOTS, n_query=QUERIES, n_tasks=count
+        )
     loader: Any = torch.utils.data.DataLoader(
         data, batch_sampler=sampler, collate_fn=sampler.episodic_collate_fn
     )

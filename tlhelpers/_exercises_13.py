@@ -66,8 +66,9 @@ def _check_mmd(found: float, x: np.ndarray, y: np.ndarray, sigma: float, call: s
 
 @exercise("13.2", "a distance that is zero, between samples that a child could tell apart.")
 def _blind_spot(answer: Any) -> None:
-    """Write a function `blind_spot(x)` that finds what Deep CORAL's loss, which compares covariances,
-    cannot see: a second sample of the same shape as `x`, an (n, d) NumPy array, such that
+    """Write a function `blind_spot(x)` that finds what Deep CORAL's loss, which compares
+    covariances, cannot see: a second sample of the same shape as `x`, an (n, d) NumPy array, such
+    that
 
     - the CORAL distance between the two is 0 (up to rounding), and
     - a linear classifier tells the two apart without fault.
