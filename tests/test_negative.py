@@ -34,6 +34,25 @@ def test_shuffled_pixels_are_the_letters_in_one_other_order() -> None:
     assert torch.equal(a.sum(dim=0).sort().values, b.sum(dim=0).sort().values)
 
 
+def test_letters_on_their_side_come_back_with_three_more_turns() -> None:
+    letters = negative.data("letters", images=520)
+    sideways = negative.data("sideways", images=520)
+    assert torch.equal(sideways.labels, letters.labels)
+    assert not torch.equal(sideways.x, letters.x)
+    assert torch.equal(sideways.x.rot90(3, (2, 3)), letters.x)
+
+
+def test_noise_is_white_and_new_with_every_seed() -> None:
+    noise, other = (negative.data("noise", images=5200, seed=seed) for seed in (0, 1))
+    assert torch.equal(noise.x, negative.data("noise", images=5200).x)
+    assert not torch.equal(noise.x, other.x)
+    pixels = noise.x.flatten(1)
+    pairs = pixels.T.corrcoef() - torch.eye(pixels.shape[1])
+    assert pairs.abs().max() < 0.1, "no pixel says anything of another"
+    means = torch.stack([pixels[noise.labels == c].mean() for c in noise.labels.unique()])
+    assert torch.allclose(means, torch.tensor(0.5), atol=0.02), "nor of the label"
+
+
 def test_the_joint_source_has_the_characters_of_the_five() -> None:
     joint = set(negative.data("joint", images=2000).classes)
     for name in ("greek", "signs"):
@@ -66,6 +85,21 @@ def test_a_penalty_holds_the_body() -> None:
         return sum(float((a - b).detach().square().sum()) for a, b in pairs)
 
     assert way(100.0) < way(None)
+
+
+def test_frozen_stages_stay_and_the_others_move() -> None:
+    few = zoo.few(datasets.digits(), 0, k=1)
+    start = negative.load("letters", 10)
+    for frozen in range(len(negative.STAGES) + 1):
+        tuned = negative.finetune("letters", few, RUN, recipe=QUICK, frozen=frozen)
+        moved = [
+            models.fingerprint(start.get_submodule(stage))
+            != models.fingerprint(tuned.get_submodule(stage))
+            for stage in (*negative.STAGES, "head")
+        ]
+        assert moved == [i >= frozen for i in range(len(moved))]
+    with pytest.raises(ValueError, match="0 to 4 stages"):
+        negative.finetune("letters", few, RUN, recipe=QUICK, frozen=5)
 
 
 def test_the_probed_network_answers_as_its_probe_and_is_where_the_ingredients_start() -> None:
@@ -101,9 +135,14 @@ def test_finetuned_makes_its_record_with_one_reading_for_each_number_of_labels()
     assert all(len(negative.unpack(text, 300)) == 300 for text in frame["hits"])
 
 
-def test_remedies_and_several_make_their_records() -> None:
+def test_remedies_freezing_and_several_make_their_records() -> None:
     record = negative.remedies(RUN, sources=("letters",), ways=("L2-SP 1",), k=1, draws=2)
     assert set(record.result) == {"letters, L2-SP 1"}
+
+    ways = ("nothing", "stage3")
+    record = negative.freezing(RUN, sources=("letters",), ways=ways, k=1, draws=2)
+    assert record.name == "negative/freezing"
+    assert set(record.result) == {"letters, nothing", "letters, stage3"}
 
     record = negative.several(RUN, k=1, draws=2, settings=((1e-3, 0),), recipe=QUICK)
     frame = record.to_frame()
@@ -118,10 +157,10 @@ def test_remedies_and_several_make_their_records() -> None:
 def test_what_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="no source 'klingon'"):
         negative.load("klingon")
-    with pytest.raises(ValueError, match="pixels and joint are pretrained here"):
+    with pytest.raises(ValueError, match="pixels, noise, joint are pretrained here"):
         negative.pretrain("letters", RUN)
 
 
-@pytest.mark.parametrize("name", ["finetuned", "remedies", "several"])
+@pytest.mark.parametrize("name", ["finetuned", "freezing", "remedies", "several"])
 def test_the_records_are_shipped(name: str) -> None:
     assert f"negative/{name}" in records.names()

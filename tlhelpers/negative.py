@@ -1,10 +1,11 @@
 """Sources from near to far, and what becomes of a target that starts from them.
 
-A family of networks of one architecture: those of the :mod:`~tlhelpers.zoo`, and two more that are
-pretrained here, on letters whose pixels are shuffled and on five alphabets together.
-:func:`finetuned` measures what the far ones are worth to handwritten digits, :func:`remedies` what
-helps where one is worth less than nothing, and :func:`several` what several fine-tuned networks are
-worth together. They make the records of chapter 14.
+A family of networks of one architecture: those of the :mod:`~tlhelpers.zoo`, and four more that
+are pretrained here, on letters that lie on their side, on letters whose pixels are shuffled, on
+white noise, and on five alphabets together. :func:`finetuned` measures what the far ones are worth
+to handwritten digits, :func:`remedies` and :func:`freezing` what helps where one is worth less than
+nothing, and :func:`several` what several fine-tuned networks are worth together. They make the
+records of chapter 14.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tlhelpers.splits import Dataset, Split
 from tlhelpers.train import Recipe
 
 COMMAND = "python experiments/negative_transfer.py"
-PIXELS = "pixels"
+SIDEWAYS, PIXELS, NOISE = "sideways", "pixels", "noise"
 JOINT = zoo.Source(
     name="joint",
     text="the characters of letters, greek, cyrillic, caucasus and signs together",
@@ -49,12 +50,26 @@ JOINT = zoo.Source(
         for alphabet in zoo.source(name).alphabets
     ),
 )
-OWN = (PIXELS, JOINT.name)  # the sources that are pretrained here
+OWN = (SIDEWAYS, PIXELS, NOISE, JOINT.name)  # the sources that are pretrained here
 SCRATCH = "random"
-NAMES = ("letters", "greek", "blurred", "rotation", "inverted", PIXELS, "shuffled", SCRATCH)
+NAMES = (
+    "letters",
+    "greek",
+    "blurred",
+    SIDEWAYS,
+    "rotation",
+    "inverted",
+    PIXELS,
+    "shuffled",
+    NOISE,
+    SCRATCH,
+)
 """The family, and no source at all."""
 
 TUNED = (PIXELS, "shuffled", SCRATCH)
+STAGES = ("stem", "stage1", "stage2", "stage3")
+"""Of a network of the family, from the image on."""
+
 SHOTS = (1, 100)  # ten labels: see remedies() here, and zoo.finetuned()
 DRAWS = 5
 
@@ -81,7 +96,9 @@ def load(name: str, classes: int | None = None, *, seed: int = 0) -> SmallResNet
 def data(name: str, *, images: int = zoo.IMAGES, seed: int = 0) -> Dataset:
     """What a network of the family was pretrained on.
 
-    ``"pixels"`` is ``"letters"`` with all pixels in another order, one order for all images.
+    Three are made of ``"letters"`` and keep its labels: ``"sideways"`` turns every image by 90°,
+    ``"pixels"`` puts its pixels in another order, one order for all images, and ``"noise"`` has
+    uniform white noise in its place, so that no image says anything of its label.
 
     Args:
         name: as :func:`load` takes it.
@@ -91,12 +108,17 @@ def data(name: str, *, images: int = zoo.IMAGES, seed: int = 0) -> Dataset:
     Raises:
         ValueError: if there is none of that name.
     """
-    if name != PIXELS:
+    if name not in (SIDEWAYS, PIXELS, NOISE):
         chosen = JOINT if name == JOINT.name else zoo.source(name)
         return zoo.data(chosen, images=images, seed=seed)
     letters = zoo.data(zoo.source("letters"), images=images, seed=seed)
-    order = torch.randperm(letters.x[0].numel(), generator=Run(0).generator(14))
-    x = letters.x.flatten(1)[:, order].reshape(letters.x.shape)
+    if name == SIDEWAYS:
+        x = letters.x.rot90(1, (2, 3))
+    elif name == NOISE:
+        x = torch.rand(letters.x.shape, generator=Run(seed).generator(15))
+    else:
+        order = torch.randperm(letters.x[0].numel(), generator=Run(0).generator(14))
+        x = letters.x.flatten(1)[:, order].reshape(letters.x.shape)
     return dataclasses.replace(letters, name=name, x=x)
 
 
@@ -119,7 +141,7 @@ def pretrain(
         ValueError: if it is not one of those.
     """
     if name not in OWN:
-        raise ValueError(f"{' and '.join(OWN)} are pretrained here, found {name!r}; see zoo.")
+        raise ValueError(f"{', '.join(OWN)} are pretrained here, found {name!r}; see zoo.")
     run = runtime.default(run)
     task = data(name, images=images, seed=run.seed)
     network = models.small_resnet(len(task.classes), seed=run.seed)
@@ -178,6 +200,7 @@ def finetune(
     *,
     recipe: Recipe = zoo.FINE_TUNING,
     l2_sp: float | None = None,
+    frozen: int = 0,
 ) -> SmallResNet:
     """A network of the family, trained on for a target with a fresh head.
 
@@ -187,8 +210,16 @@ def finetune(
         run: seed of the head and of the order, and device.
         recipe: how; by default as in the zoo.
         l2_sp: how strongly the body is held near where it starts, in the place of weight decay.
+        frozen: how many of ``STAGES`` stay as they are, counted from the image.
+
+    Raises:
+        ValueError: if there are not that many stages.
     """
+    if not 0 <= frozen <= len(STAGES):
+        raise ValueError(f"a network has 0 to {len(STAGES)} stages to freeze, found {frozen}.")
     network = load(name, len(task.classes), seed=run.seed)
+    for stage in STAGES[:frozen]:
+        models.freeze(network.get_submodule(stage))
     if l2_sp is not None:
         penalty = train.l2_sp(network, alpha=l2_sp)
         recipe = dataclasses.replace(recipe, weight_decay=0.0, regulariser=penalty)
@@ -299,6 +330,11 @@ REMEDIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """What is done otherwise than in ``zoo.FINE_TUNING``, by name."""
 
+FREEZING: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"nothing": {}} | {stage: {"frozen": i} for i, stage in enumerate(STAGES, start=1)}
+)
+"""How much is frozen, by the last stage that is."""
+
 
 def remedies(
     run: Run | None = None,
@@ -322,8 +358,48 @@ def remedies(
         test and the packed ``hits`` on validation. In the result, ``<source>, <way>`` is the mean
         accuracy.
     """
+    changes = {way: REMEDIES[way] for way in ways}
+    return _compared(remedies, run, sources, changes, k=k, draws=draws)
+
+
+def freezing(
+    run: Run | None = None,
+    *,
+    sources: Sequence[str] = ("letters", PIXELS),
+    ways: Sequence[str] = tuple(FREEZING),
+    k: int = 10,
+    draws: int = DRAWS,
+) -> Record:
+    """A near and a far source, fine-tuned with more and more of their stages frozen.
+
+    The recipe is one for all, ``zoo.FINE_TUNING``; with all stages frozen it trains the head.
+
+    Args:
+        run: device, and the seed of heads and orders, to which the draw is added.
+        sources: networks of the family.
+        ways: names in :data:`FREEZING`.
+        k: labels a class.
+        draws: how many draws of the labelled images.
+
+    Returns:
+        the record ``negative/freezing``, with the rows and results of :func:`remedies`.
+    """
+    changes = {way: FREEZING[way] for way in ways}
+    return _compared(freezing, run, sources, changes, k=k, draws=draws)
+
+
+def _compared(
+    study: Callable[..., Record],
+    run: Run | None,
+    sources: Sequence[str],
+    changes: Mapping[str, Mapping[str, Any]],
+    *,
+    k: int,
+    draws: int,
+) -> Record:
+    """The record of a study that fine-tunes each source in several ways."""
     run = runtime.default(run)
-    origin = records.provenance(remedies, command=COMMAND)
+    origin = records.provenance(study, command=COMMAND)
     start = time.perf_counter()
     digits = datasets.digits()
     rows: list[dict[str, Any]] = []
@@ -332,17 +408,18 @@ def remedies(
         networks = {}
         for draw in range(draws):
             own, few = dataclasses.replace(run, seed=run.seed + draw), zoo.few(digits, draw, k=k)
-            for way in ways:
-                networks[way, draw] = finetune(source, few, own, **REMEDIES[way])
-        rows += _measured(networks, digits, f"remedies, {source}", column="way", source=source)
-        for way in ways:
+            for way, change in changes.items():
+                networks[way, draw] = finetune(source, few, own, **change)
+        name = f"{study.__name__}, {source}"
+        rows += _measured(networks, digits, name, column="way", source=source)
+        for way in changes:
             mean = evaluate.mean_interval(
                 [r["top1"] for r in rows if r["source"] == source and r["way"] == way]
             )
             key = f"{source}, {way}"
             result[key], interval[key] = mean.value, [mean.low, mean.high]
     return Record(
-        name="negative/remedies",
+        name=f"negative/{study.__name__}",
         tier="cpu",
         split=f"{digits.split_name}; {k} labels a class, {draws} draws",
         input=f"digits, {datasets.GLYPH_SIZE} px, {zoo.FINE_TUNING.steps} steps",
