@@ -10,52 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from answers import accepted, hint
 
-import tlhelpers as tl
-from tlhelpers import combine, exercises
-
-IDS = ["14.1", "14.2", "14.3", "14.4"]
-# What a hint must never hold: the code of a right answer.
-GIVEAWAYS = {
-    "14.1": ["sigma**2", "delta**2", "n +"],
-    "14.2": ["sorted", "score(", ">="],
-    "14.3": ["var(", "mean()", "**2"],
-    "14.4": ["1 - alpha", "is_floating_point"],
-}
-
-
-def hint(id: str, answer: Any) -> str:
-    verdict = tl.check(id, answer)
-    assert not verdict, f"{id} accepted a wrong answer"
-    assert verdict.message.endswith((".", "?")) or " raised " in verdict.message
-    for giveaway in GIVEAWAYS[id]:
-        assert giveaway not in verdict.message
-    return verdict.message
-
-
-def accepted(id: str, answer: Any) -> None:
-    verdict = tl.check(id, answer)
-    assert verdict, verdict.message
-
-
-def test_the_chapter_has_these_exercises() -> None:
-    assert [id for id in exercises.ids() if id.startswith("14.")] == IDS
-
-
-@pytest.mark.parametrize("id", IDS)
-@pytest.mark.parametrize("answer", [None, 3, nn.Linear(2, 3)])
-def test_anything_but_a_function_gets_a_hint_about_the_type(id: str, answer: Any) -> None:
-    assert "the answer should be the function" in hint(id, answer)
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_an_empty_answer_and_a_broken_one_get_hints(id: str) -> None:
-    def broken(*_: Any) -> None:
-        raise RuntimeError("out of luck")
-
-    assert "None" in hint(id, lambda *_: None)
-    assert "raised RuntimeError: out of luck" in hint(id, broken)
+from tlhelpers import combine
 
 
 def worth(sigma: float, delta: float, n: int) -> tuple[float, float]:

@@ -129,7 +129,7 @@ def _early_stopping(answer: Any) -> None:
         if ended != end:
             early = "too early" if ended < end else "too late"
             raise Hint(
-                f"{call} ends at look {ended:g}, which is {early}. (An equal loss is not better.)"
+                f"{call} ends at look {ended:g}, which is {early}. An equal loss is not better."
             )
         if kept != best:
             raise Hint(f"{call} keeps look {kept:g}. Which look had the lowest loss so far?")
