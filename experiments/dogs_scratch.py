@@ -3,9 +3,9 @@
     python experiments/dogs_scratch.py --data PATH
 
 PATH is the folder of experiments/dogs_bank.py. By default resnet18 at 112 px, one seed, 60 epochs
-and 15. Planned for two CPU cores, not yet run: 50 and 13 minutes at 230 images a second. Sixty
-epochs are not the end: the second record says what four times the length has brought, and --epochs
-240 what four times more would bring. An interrupted run continues.
+and 15. On two quiet cores of a server, in bfloat16, a step of 128 images took a second, which makes
+85 minutes and 21. Sixty epochs are not the end: the two records say what four times the length
+brings, and --epochs 240 what four times more would bring. An interrupted run continues.
 """
 
 from __future__ import annotations

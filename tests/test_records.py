@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 
 import tlhelpers
 from tlhelpers import records, runtime
+from tlhelpers.evaluate import Estimate
 from tlhelpers.records import Claim, Folklore, Record
 from tlhelpers.runtime import Run
 
@@ -410,3 +411,8 @@ class TestLedger:
 def test_fields_are_those_of_the_design() -> None:
     """The names are those of files that lie about, so they stay."""
     assert [field.name for field in dataclasses.fields(Record)] == list(FIELDS)
+
+
+def test_figures_are_values_and_ends_by_name() -> None:
+    found = records.figures({"gain": Estimate(0.1, -0.2, 0.3, unit="points")})
+    assert found == {"result": {"gain": 0.1}, "interval": {"gain": [-0.2, 0.3]}}

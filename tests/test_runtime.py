@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tlhelpers import runtime
+from tlhelpers.runtime import Run
 
 
 def test_setup_seeds_every_generator(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,3 +82,8 @@ def test_keep_memory_can_be_nested_in_work() -> None:
         kept = torch.rand(1 << 20).sum().item()
     assert kept > 0
     assert torch.rand(1 << 20).sum().item() > 0, "allocation works after the defaults are back"
+
+
+def test_the_tier_is_that_of_the_device() -> None:
+    assert Run().tier == "cpu"
+    assert Run(device=torch.device("cuda")).tier == "gpu"

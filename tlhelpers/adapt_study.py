@@ -295,11 +295,7 @@ def _by_each_way(runs: pd.DataFrame) -> dict[str, Estimate]:
 
 
 def _summary(result: Mapping[str, Estimate], seeds: Sequence[int]) -> dict[str, Any]:
-    return {
-        "result": {name: estimate.value for name, estimate in result.items()},
-        "interval": {name: [estimate.low, estimate.high] for name, estimate in result.items()},
-        "interval_over": f"95 %, t, over {len(seeds)} seeds",
-    }
+    return records.figures(result) | {"interval_over": f"95 %, t, over {len(seeds)} seeds"}
 
 
 def _last(method: str, domains: adapt.Domains, seed: int, steps: int) -> nn.Module:

@@ -156,8 +156,8 @@ SCRATCH = Way(
 
 A rate that rises first and then falls to 0, weight decay, label smoothing, clipped gradients,
 stronger augmentation than for fine-tuning, ten times as many epochs, and with few labels no fewer
-than a thousand steps. It has not converged after 60 epochs; the record of a run of a quarter of
-that length says what the other three quarters bring."""
+than a thousand steps. A run of a quarter of that length, beside one of 60 epochs, says what the
+other three quarters bring."""
 
 WAYS: Mapping[str, Way] = MappingProxyType(
     {way.name: way for way in (PROBE, RECIPE, LP_FT, LP_FT_SP, LP_FT_NORMS, FULL, FULL_SP, SCRATCH)}
@@ -317,12 +317,11 @@ def label_study(
         list(done.values()),
         data,
         input="; ".join(_input(way, architecture, weights, run) for way in compared),
-        result={key: estimate.value for key, estimate in estimates.items()},
-        interval={key: [estimate.low, estimate.high] for key, estimate in estimates.items()},
         seeds=draws,
         run=run,
         origin=origin,
         start=start,
+        **records.figures(estimates),
     )
 
 
@@ -390,23 +389,22 @@ def ablation_study(
     for label in list(chosen)[1:]:
         gain = difference(reports[label], reports["baseline"])
         estimates[f"{label} minus baseline"] = gain
-    result = {key: estimate.value for key, estimate in estimates.items()}
+    found = records.figures(estimates)
     if STOPPED_ON_TEST in chosen:
         added = [
             _flattery(done["baseline", seed].row, done[STOPPED_ON_TEST, seed].row) for seed in seeds
         ]
-        result["flattered by stopping on test"] = float(np.mean(added))
+        found["result"]["flattered by stopping on test"] = float(np.mean(added))
     return _record(
         name,
         list(done.values()),
         data,
         input=f"one decision changed of: {_input(chosen['baseline'], architecture, weights, run)}",
-        result=result,
-        interval={key: [estimate.low, estimate.high] for key, estimate in estimates.items()},
         seeds=seeds,
         run=run,
         origin=origin,
         start=start,
+        **found,
     )
 
 
@@ -622,7 +620,7 @@ def _record(
         over = f"95 %, bootstrap over test images and {len(seeds)} seeds"
     return Record(
         name=name,
-        tier="cpu" if run.device.type == "cpu" else "gpu",
+        tier=run.tier,
         split=data.split_name,
         input=input,
         seeds=tuple(seeds),

@@ -275,7 +275,7 @@ def compare(
         for key, each in one.results().items():
             found.setdefault(key, []).append(each)
         rows += one.rows
-    result, interval = _differences({key: _mean(some) for key, some in found.items()})
+    means = {key: _mean(some) for key, some in found.items()}
     return Record(
         name=NAME,
         tier="cpu",
@@ -283,10 +283,9 @@ def compare(
         input=f"{tuple(data.x.shape[1:])} images, {count} {WAYS}-way episodes, {steps} steps",
         seeds=tuple(seeds),
         curve=tuple(rows),
-        result=result,
-        interval=interval,
         interval_over=f"95 %, jackknife over {len(pools.test.classes)} test characters",
         wall_seconds=time.perf_counter() - start,
+        **records.figures(_differences(means)),
         **origin,
     )
 
@@ -425,14 +424,11 @@ def _mean(results: Sequence[Result]) -> Result:
     return dataclasses.replace(results[0], correct=correct)
 
 
-def _differences(
-    found: Mapping[tuple[str, int], Result],
-) -> tuple[dict[str, float], dict[str, list[float]]]:
+def _differences(found: Mapping[tuple[str, int], Result]) -> dict[str, Estimate]:
     """Every way's accuracy, and each learnt start less each frozen embedding."""
     estimates = {f"{way}, {k} shot": result.over_classes for (way, k), result in found.items()}
     for a, b in PAIRS:
         for k in sorted({k for _, k in found}):
             gap = fewshot.difference(found[a, k], found[b, k], over="classes")
             estimates[f"{a} minus {b}, {k} shot"] = gap
-    result = {name: e.value for name, e in estimates.items()}
-    return result, {name: [e.low, e.high] for name, e in estimates.items()}
+    return estimates

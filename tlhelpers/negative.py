@@ -33,6 +33,7 @@ from tlhelpers import (
     zoo,
 )
 from tlhelpers.characters import CLEAN, Shift
+from tlhelpers.evaluate import Estimate
 from tlhelpers.models import SmallResNet
 from tlhelpers.records import Record
 from tlhelpers.runtime import Run
@@ -264,19 +265,16 @@ def finetuned(
             for name in sources:
                 networks[name, draw] = finetune(name, few, own, recipe=recipe)
         rows += _measured(networks, digits, f"family, {k} labels", k=k)
-    result, interval = _gains(rows, "source", SCRATCH, shots)
-    return Record(
-        name="negative/finetuned",
-        tier="cpu",
+    return _record(
+        "finetuned",
+        rows,
+        _gains(rows, "source", SCRATCH, shots),
         split=f"{digits.split_name}; {draws} draws of the labels",
-        input=f"digits, {datasets.GLYPH_SIZE} px, {recipe.steps} steps",
-        seeds=tuple(range(draws)),
-        curve=tuple(rows),
-        result=result,
-        interval=interval,
-        interval_over=f"95 %, t, over {draws} draws",
-        wall_seconds=time.perf_counter() - start,
-        **origin,
+        training=f"{recipe.steps} steps",
+        draws=draws,
+        run=run,
+        origin=origin,
+        start=start,
     )
 
 
@@ -304,19 +302,45 @@ def _measured(
 
 def _gains(
     rows: Sequence[Mapping[str, Any]], column: str, baseline: str, shots: Sequence[int]
-) -> tuple[dict[str, float], dict[str, list[float]]]:
+) -> dict[str, Estimate]:
     """Paired differences from the baseline, for each number of labels."""
     top1 = {(row[column], row["k"], row["draw"]): row["top1"] for row in rows}
-    result, interval = {}, {}
+    found = {}
     for name in dict.fromkeys(row[column] for row in rows):
         for k in shots:
             draws = [draw for n, j, draw in top1 if n == name and j == k]
             gaps = [top1[name, k, draw] - top1[baseline, k, draw] for draw in draws]
             if name != baseline and len(gaps) > 1:
-                estimate = evaluate.mean_interval(gaps, unit="points")
                 key = f"{name} minus {baseline}, {k} labels"
-                result[key], interval[key] = estimate.value, [estimate.low, estimate.high]
-    return result, interval
+                found[key] = evaluate.mean_interval(gaps, unit="points")
+    return found
+
+
+def _record(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    estimates: Mapping[str, Estimate],
+    *,
+    split: str,
+    training: str,
+    draws: int,
+    run: Run,
+    origin: Mapping[str, Any],
+    start: float,
+) -> Record:
+    """The record of a study on handwritten digits with several draws of the labels."""
+    return Record(
+        name=f"negative/{name}",
+        tier=run.tier,
+        split=split,
+        input=f"digits, {datasets.GLYPH_SIZE} px, {training}",
+        seeds=tuple(range(draws)),
+        curve=tuple(rows),
+        interval_over=f"95 %, t, over {draws} draws",
+        wall_seconds=time.perf_counter() - start,
+        **records.figures(estimates),
+        **origin,
+    )
 
 
 # --- what helps ---------------------------------------------------------------------------
@@ -403,7 +427,6 @@ def _compared(
     start = time.perf_counter()
     digits = datasets.digits()
     rows: list[dict[str, Any]] = []
-    result, interval = {}, {}
     for source in sources:
         networks = {}
         for draw in range(draws):
@@ -412,24 +435,23 @@ def _compared(
                 networks[way, draw] = finetune(source, few, own, **change)
         name = f"{study.__name__}, {source}"
         rows += _measured(networks, digits, name, column="way", source=source)
-        for way in changes:
-            mean = evaluate.mean_interval(
-                [r["top1"] for r in rows if r["source"] == source and r["way"] == way]
-            )
-            key = f"{source}, {way}"
-            result[key], interval[key] = mean.value, [mean.low, mean.high]
-    return Record(
-        name=f"negative/{study.__name__}",
-        tier="cpu",
+    means = {
+        f"{source}, {way}": evaluate.mean_interval(
+            [row["top1"] for row in rows if row["source"] == source and row["way"] == way]
+        )
+        for source in sources
+        for way in changes
+    }
+    return _record(
+        study.__name__,
+        rows,
+        means,
         split=f"{digits.split_name}; {k} labels a class, {draws} draws",
-        input=f"digits, {datasets.GLYPH_SIZE} px, {zoo.FINE_TUNING.steps} steps",
-        seeds=tuple(range(draws)),
-        curve=tuple(rows),
-        result=result,
-        interval=interval,
-        interval_over=f"95 %, t, over {draws} draws",
-        wall_seconds=time.perf_counter() - start,
-        **origin,
+        training=f"{zoo.FINE_TUNING.steps} steps",
+        draws=draws,
+        run=run,
+        origin=origin,
+        start=start,
     )
 
 
@@ -563,24 +585,21 @@ def several(
         | {kind: top1[kind, way, draw] for kind in SHIFTED}
         for way, draw in made
     ]
-    result, interval = {}, {}
-    for way in dict.fromkeys(way for way, _ in made):
-        for kind in SHIFTED:
-            mean = evaluate.mean_interval([row[kind] for row in rows if row["way"] == way])
-            key = f"{way}, {kind}"
-            result[key], interval[key] = mean.value, [mean.low, mean.high]
-    return Record(
-        name="negative/several",
-        tier="cpu",
+    means = {
+        f"{way}, {kind}": evaluate.mean_interval([row[kind] for row in rows if row["way"] == way])
+        for way in dict.fromkeys(way for way, _ in made)
+        for kind in SHIFTED
+    }
+    return _record(
+        "several",
+        rows,
+        means,
         split=f"{digits.split_name}; {k} labels a class, {draws} draws",
-        input=f"digits, {datasets.GLYPH_SIZE} px, {len(settings)} times {recipe.steps} steps",
-        seeds=tuple(range(draws)),
-        curve=tuple(rows),
-        result=result,
-        interval=interval,
-        interval_over=f"95 %, t, over {draws} draws",
-        wall_seconds=time.perf_counter() - began,
-        **origin,
+        training=f"{len(settings)} times {recipe.steps} steps",
+        draws=draws,
+        run=run,
+        origin=origin,
+        start=began,
     )
 
 

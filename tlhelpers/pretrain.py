@@ -73,8 +73,7 @@ def letters(
         input=f"{datasets.GLYPH_SIZE} px, {MILD!r}",
         seeds=(run.seed,),
         curve=tuple(history.drop(columns=["seconds", "core_seconds"]).to_dict("records")),
-        result={name: estimate.value for name, estimate in estimates.items()},
-        interval={name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
+        **records.figures(estimates),
         interval_over=(
             f"95 %: letters, bootstrap over test images; digits, t, over {DRAWS} draws of labels"
         ),

@@ -264,6 +264,14 @@ def provenance(*functions: Callable[..., Any], command: str) -> dict[str, Any]:
     }
 
 
+def figures(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    """The fields ``result`` and ``interval`` of a record, from estimates by name."""
+    return {
+        "result": {name: e.value for name, e in estimates.items()},
+        "interval": {name: [e.low, e.high] for name, e in estimates.items()},
+    }
+
+
 @dataclass(frozen=True)
 class Folklore:
     """What is commonly said about the matter of a claim, and how the measurement bears on it.

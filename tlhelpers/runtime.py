@@ -55,6 +55,11 @@ class Run:
     dtype: torch.dtype = torch.float32
     deterministic: bool = False
 
+    @property
+    def tier(self) -> str:
+        """``"cpu"`` or ``"gpu"``: the tier of a record of this run."""
+        return "cpu" if self.device.type == "cpu" else "gpu"
+
     def generator(self, *stream: int) -> torch.Generator:
         """A fresh CPU generator; give integers to get independent streams of one seed.
 

@@ -301,7 +301,7 @@ def compare(
     }
     return Record(
         name=name,
-        tier="cpu",
+        tier=run.tier,
         split=f"{pools.train!r}; {pools.test!r}",
         input=f"{tuple(pools.test.x.shape[1:])} images, {steps} steps of {IMAGES}",
         seeds=tuple(seeds),
@@ -309,10 +309,9 @@ def compare(
             {"trained": way, "test": test, "top1": values} | _over_seeds(values)
             for (way, test), values in found.items()
         ),
-        result={key: gap.value for key, gap in gaps.items()},
-        interval={key: [gap.low, gap.high] for key, gap in gaps.items()},
         interval_over=f"95 %, t, over {len(seeds)} seeds; the same classes and episodes for all",
         wall_seconds=time.perf_counter() - start,
+        **records.figures(gaps),
         **origin,
     )
 
