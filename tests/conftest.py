@@ -1,9 +1,10 @@
 """What every test stands on: a private cache, no progress bars, and gates for what may be absent.
 
-Some tests need more than the package brings: real data (``TLHELPERS_DATA``) or a browser.
-Where these are absent such a test is skipped with a reason; where ``TLHELPERS_REQUIRE``
-names the capability (as continuous integration does: ``TLHELPERS_REQUIRE="data browser"``)
-it fails instead, so that a broken set-up cannot pass as a short run.
+Some tests need more than the package brings: real data (``TLHELPERS_DATA``), a browser, or one of
+the packages that the extras of pyproject.toml name. Where these are absent such a test is skipped
+with a reason; where ``TLHELPERS_REQUIRE`` names the capability (as continuous integration does:
+``TLHELPERS_REQUIRE="data browser extras"``) it fails instead, so that a broken set-up cannot pass
+as a short run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 REQUIRE_VARIABLE = "TLHELPERS_REQUIRE"
-CAPABILITIES = ("data", "browser")
+CAPABILITIES = ("data", "browser", "extras")
 
 
 def required() -> frozenset[str]:
@@ -27,7 +28,7 @@ def required() -> frozenset[str]:
     names = frozenset(os.environ.get(REQUIRE_VARIABLE, "").split())
     if unknown := names - set(CAPABILITIES):
         raise ValueError(
-            f"{REQUIRE_VARIABLE} may name {' and '.join(CAPABILITIES)}, "
+            f"{REQUIRE_VARIABLE} may name {', '.join(CAPABILITIES)}; "
             f"found {', '.join(sorted(unknown))}."
         )
     return names
@@ -37,7 +38,7 @@ def need(capability: str, found: bool, reason: str) -> None:
     """Skip the test when what it needs is absent, or fail it where that is required.
 
     Args:
-        capability: ``"data"`` or ``"browser"``.
+        capability: ``"data"``, ``"browser"`` or ``"extras"``.
         found: whether it is there.
         reason: what is missing, and how to provide it.
     """

