@@ -319,6 +319,14 @@ class TestLook:
         assert bar.get_width() == pytest.approx(5)  # type: ignore[attr-defined]
         assert "5.0 points" in figure.alt
 
+    def test_the_figure_of_a_bar_below_zero_stands_beside_it(self) -> None:
+        rows = [("a", -0.05, -0.06, -0.04), ("b", 0.05, 0.04, 0.06)]
+        frame = pd.DataFrame(rows, columns=["method", "top1", "low", "high"])
+        (axes,) = draw_bars(frame, unit="points").axes
+        below, above = axes.texts
+        assert below.xy[0] == 0
+        assert above.xy[0] == pytest.approx(6)
+
     def test_bars_run_from_the_top(self) -> None:
         (axes,) = draw_bars(table()).axes
         assert [label.get_text() for label in axes.get_yticklabels()] == [

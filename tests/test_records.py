@@ -100,6 +100,7 @@ class TestRecord:
         found = record().estimate("top1")
         assert (found.value, found.low, found.high) == (0.839, 0.829, 0.848)
         assert str(found) == "83.9 % [82.9, 84.8]"
+        assert str(record().estimate("top1", unit="nats")) == "0.839 [0.829, 0.848]"
         with pytest.raises(KeyError, match="no figure 'images' with an interval; it has top1"):
             record().estimate("images")
 

@@ -58,6 +58,7 @@ __all__ = [
     "transferability",
     "unseen",
     "ways",
+    "widgets",
     "zoo",
 ]
 
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
         transferability,
         unseen,
         ways,
+        widgets,
         zoo,
     )
     from tlhelpers.exercises import check

@@ -276,7 +276,7 @@ def study(run: Run | None = None, *, seeds: Sequence[int] = SEEDS) -> Record:
     fields, start = records.provenance(study, command=COMMAND), time.perf_counter()
     runs = rerun(*_BY_NAME, seeds=seeds, run=run)
     baseline = evaluate.mean_interval(runs.loc[runs["variant"] == "baseline", "accuracy"])
-    return _record("glyphs/ablation", runs, {"baseline": baseline}, seeds, fields, start)
+    return _record("glyphs/ablation", runs, {"baseline": baseline}, seeds, run, fields, start)
 
 
 DEPTHS = ("head only", "head and stage 3", "head, stages 2 and 3", "baseline")
@@ -293,7 +293,7 @@ def depth_study(run: Run | None = None, *, seeds: Sequence[int] = SEEDS) -> Reco
         )
         for k in DEPTH_LABELS
     }
-    return _record("glyphs/unfreeze", runs, gains, seeds, fields, start)
+    return _record("glyphs/unfreeze", runs, gains, seeds, run, fields, start)
 
 
 TRIALS = 15
@@ -399,7 +399,7 @@ def tuning_study(
         key: evaluate.mean_interval(values.to_numpy(), unit=unit)
         for key, (values, unit) in gains.items()
     }
-    return _record("glyphs/tuning", runs, estimates, seeds, fields, start)
+    return _record("glyphs/tuning", runs, estimates, seeds, run, fields, start)
 
 
 def _loss_and_accuracy(network: nn.Module, split: Split) -> tuple[float, float]:
@@ -414,12 +414,13 @@ def _record(
     runs: pd.DataFrame,
     estimates: Mapping[str, evaluate.Estimate],
     seeds: Sequence[int],
+    run: Run | None,
     fields: dict[str, Any],
     start: float,
 ) -> Record:
     return Record(
         name=name,
-        tier="cpu",
+        tier=runtime.default(run).tier,
         split=f"digits, {K} + {CHOOSE_BY} labels a class; measured on the rest of validation",
         input="16 × 16, weights 'letters'",
         seeds=tuple(seeds),

@@ -351,7 +351,7 @@ def study(
         rows += points
     return Record(
         name="glyphs/labels",
-        tier="cpu",
+        tier=run.tier,
         split=digits.split_name,
         input=f"glyphs and digits, {datasets.GLYPH_SIZE} px, {STEPS} steps",
         seeds=tuple(range(draws)),

@@ -335,7 +335,8 @@ def bars(
             error_kw={"ecolor": BLACK, "elinewidth": 1.8, "capsize": 4},
         )  # fmt: skip
         _names(axes, names)
-        _figures(axes, tips, [_bare(v, unit) for v in frame[value]])
+        # Beside a bar to the left of 0 and not across it: right of the axis.
+        _figures(axes, tips.clip(lower=0), [_bare(v, unit) for v in frame[value]])
         axes.set(xlabel=axis)
     return made
 

@@ -68,7 +68,7 @@ def letters(
     estimates = {"letters_test_top1": own.top1, **digits}
     return network, Record(
         name="glyphs/letters",
-        tier="cpu",
+        tier=run.tier,
         split=f"letters: {data.split_name}; digits: seed 0",
         input=f"{datasets.GLYPH_SIZE} px, {MILD!r}",
         seeds=(run.seed,),

@@ -131,8 +131,12 @@ class Record:
             text += f" [{low:.4g}, {high:.4g}]"
         return text
 
-    def estimate(self, key: str) -> Estimate:
+    def estimate(self, key: str, *, unit: str = "%") -> Estimate:
         """One of the figures in ``result`` with its interval.
+
+        Args:
+            key: its name.
+            unit: that of :class:`~tlhelpers.evaluate.Estimate`, in which it is printed.
 
         Raises:
             KeyError: if there is no such figure, or it has no interval.
@@ -143,7 +147,7 @@ class Record:
                 f"it has {', '.join(self.interval) or 'none'}."
             )
         low, high = self.interval[key]
-        return Estimate(self.result[key], low, high)
+        return Estimate(self.result[key], low, high, unit=unit)
 
     def to_frame(self) -> pd.DataFrame:
         """The curve, one row a point."""

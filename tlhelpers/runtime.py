@@ -235,9 +235,9 @@ def write_whole(path: Path, content: bytes) -> None:
         if error.errno in NO_SPACE:
             raise OSError(
                 error.errno,
-                f"no room to write {path.name} ({len(content) / 2**20:.1f} MiB). What was finished "
-                f"before is kept: free some space, or set {CACHE_VARIABLE} to a folder with more "
-                f"of it, and call again",
+                f"no room to write {path.name} ({len(content) / 2**20:.1f} MiB) in {path.parent}. "
+                f"What was finished before is kept: free some space, or name a folder with more "
+                f"of it (the cache's is set by {CACHE_VARIABLE}), and call again",
             ) from error
         raise
 

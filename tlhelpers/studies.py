@@ -55,6 +55,7 @@ def untrained_head(data: Dataset, backbone: Backbone, *, run: Run | None = None)
             f"{data.name} does not say which of ImageNet's classes its classes are, so ImageNet's "
             f"head cannot be judged on it."
         )
+    run = runtime.default(run)
     origin, start = _origin(untrained_head)
     logits = features.extract(data, backbone, at=LOGITS, run=run)
     columns, m = torch.tensor(data.imagenet), len(data.classes)
@@ -71,7 +72,7 @@ def untrained_head(data: Dataset, backbone: Backbone, *, run: Run | None = None)
             interval[f"{part}_{key}"] = [estimate.low, estimate.high]
     return Record(
         name=f"dogs/untrained_head_{backbone.name}",
-        tier="cpu",
+        tier=run.tier,
         split=data.split_name,
         input=_input(logits),
         seeds=(),
@@ -192,7 +193,7 @@ def views(
     reports = evaluate.grid(predictors, plain.test, name="probes on several views")
     return Record(
         name=f"dogs/views_{backbone.name}",
-        tier="cpu",
+        tier=run.tier,
         split=data.split_name,
         input=f"{_input(plain)}, {dims} components",
         seeds=(run.seed,),

@@ -26,7 +26,7 @@ from scipy import special, stats
 from sklearn.covariance import LedoitWolf
 from sklearn.model_selection import StratifiedKFold
 
-from tlhelpers import records
+from tlhelpers import records, runtime
 from tlhelpers.evaluate import Estimate, mean_interval
 from tlhelpers.features import extract
 from tlhelpers.models import LOGITS, Backbone
@@ -568,6 +568,7 @@ def imagenet_head(
         the record ``dogs/transferability_<backbone>``: a row of the curve for each number of
         images a class and each draw, with ``leep`` and ``nce`` in nats.
     """
+    run = runtime.default(run)
     origin = records.provenance(imagenet_head, command=COMMAND)
     start = time.perf_counter()
     logits = extract(data, backbone, at=LOGITS, run=run)
@@ -593,7 +594,7 @@ def imagenet_head(
     }
     return Record(
         name=f"dogs/transferability_{backbone.name}",
-        tier="cpu",
+        tier=run.tier,
         split=data.split_name,
         input=f"{backbone.name}, {backbone.weights}, {LOGITS}, training part",
         seeds=tuple(range(draws)),

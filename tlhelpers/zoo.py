@@ -246,7 +246,7 @@ def pretrained(run: Run | None = None, *, images: int = IMAGES) -> Record:
         interval[name] = [report.top1.low, report.top1.high]
     return Record(
         name="zoo/pretrained",
-        tier="cpu",
+        tier=run.tier,
         split=f"random, seed {run.seed}",
         input=f"glyphs, {datasets.GLYPH_SIZE} px",
         seeds=(run.seed,),
@@ -404,7 +404,7 @@ def finetuned(
     result["seconds a fine-tuning"] = float(np.mean([row["seconds"] for row in rows]))
     return Record(
         name="zoo/finetuned",
-        tier="cpu",
+        tier=run.tier,
         split=f"{k} labels a class, {draws} draws, no validation",
         input=f"glyphs and digits, {datasets.GLYPH_SIZE} px",
         seeds=tuple(range(draws)),

@@ -250,6 +250,7 @@ def page_environment() -> dict[str, str]:
         "TLHELPERS_QUIET": "1",
         "TLHELPERS_CACHE": str(DATA_CACHE),
         "PYTHONUNBUFFERED": "1",
+        "TLHELPERS_STATIC": "1",  # a page's reader has no kernel to answer a control
     }
 
 
