@@ -9,12 +9,12 @@ MINIMUM := (3, 11)
 # Written last: an installation that broke half-way leaves none, and is taken up again.
 STAMP := $(VENV)/.installed
 
-.PHONY: help .venv book test serve page clean constraints
+.PHONY: help .venv book test serve page clean constraints colab-check test-oldest test-newest
 .DEFAULT_GOAL := help
 
 help: ## show this list
 	@echo "make <target>, where target is one of:"
-	@sed -n 's/^\([a-z]*\):.*## /  \1  /p' $(MAKEFILE_LIST) | awk '{n=$$1; $$1=""; printf "  %-12s%s\n", n, $$0}'
+	@sed -n 's/^\([a-z-]*\):.*## /  \1  /p' $(MAKEFILE_LIST) | awk '{n=$$1; $$1=""; printf "  %-12s%s\n", n, $$0}'
 
 book: $(STAMP) ## execute the chapters and build the book into _build/html
 	@$(RUN) tools/book.py build
@@ -41,6 +41,16 @@ test: book ## lint, then test the package, the built book and the chapters
 	@echo "Running the chapters"
 	@TLHELPERS_QUIET=1 TLHELPERS_CACHE="$(CURDIR)/_build/cache-nbval" OMP_NUM_THREADS=1 \
 	  $(RUN) -m pytest -n logical --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 chapters
+
+# Before a release, and weekly; each makes an environment of its own below _build.
+colab-check: $(STAMP) ## run the chapters from the wheel with Colab's versions
+	@$(RUN) tools/release.py colab
+
+test-oldest: $(STAMP) ## test the package with the oldest versions that it admits
+	@$(RUN) tools/release.py oldest
+
+test-newest: $(STAMP) ## test the package with the newest versions
+	@$(RUN) tools/release.py newest
 
 clean: ## remove what was built; .venv stays (rm -rf .venv starts it anew)
 	rm -rf _build

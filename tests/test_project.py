@@ -26,23 +26,17 @@ import tlhelpers
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Colab's runtime image of August 2026 (Python 3.13), from its published list of versions. Not
-# in the extract at hand: pillow and requests, here as of 2023, below which Colab does not go.
+# Colab's versions stand in the file that `make colab-check` installs from.
 COLAB = {
-    "ipywidgets": "7.7.1",
-    "matplotlib": "3.10.0",
-    "numpy": "2.1.3",
-    "pandas": "2.2.3",
-    "pillow": "9.4.0",
-    "pooch": "1.9.0",
-    "requests": "2.31.0",
-    "safetensors": "0.8.0",
-    "scikit-learn": "1.6.1",
-    "scipy": "1.16.3",
-    "seaborn": "0.13.2",
-    "torch": "2.11.0",
-    "torchvision": "0.26.0",
-    "tqdm": "4.67.3",
+    canonicalize_name(requirement.name): next(iter(requirement.specifier)).version
+    for requirement in map(
+        Requirement,
+        [
+            line
+            for line in (ROOT / "tools/colab.txt").read_text("utf-8").splitlines()
+            if not line.startswith("#")
+        ],
+    )
 }
 COLAB_PYTHON = "3.13.15"
 # What Colab lacks, and what may be added there since it moves nothing that Colab has.

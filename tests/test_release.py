@@ -1,0 +1,63 @@
+"""Behaviour of ``tools/release.py``: what it asks for, and what it notices."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import release  # a script's folder, not a package
+
+
+def test_every_requirement_of_the_package_has_an_oldest_version() -> None:
+    for requirement in release.requirements(*release.TESTED):
+        pin = Requirement(release.oldest_pin(requirement))
+        assert pin.name == requirement.name
+        lowest = next(p.version for p in requirement.specifier if p.operator == ">=")
+        assert pin.specifier.contains(lowest)
+
+
+def test_a_requirement_without_a_lower_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match="numpy<3 should have one lower bound"):
+        release.oldest_pin(Requirement("numpy<3"))
+
+
+def test_what_moved_is_what_changed_or_went_and_not_what_came() -> None:
+    before = {"torch": "2.11.0", "numpy": "2.1.3", "pandas": "2.2.3"}
+    after = {"torch": "2.15.0", "numpy": "2.1.3", "simplejpeg": "1.9"}
+    assert release.moved(before, after) == {
+        "torch": ("2.11.0", "2.15.0"),
+        "pandas": ("2.2.3", "nothing"),
+    }
+    assert release.moved(before, before | {"simplejpeg": "1.9"}) == {}
+
+
+def test_versions_are_those_of_the_interpreter() -> None:
+    found = release.versions(Path(sys.executable))
+    assert found["torch"].startswith("2.")
+    assert "scikit-learn" in found
+
+
+def test_a_run_elsewhere_inherits_nothing_of_this_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "here")
+    monkeypatch.setenv("TLHELPERS_DATA", "here")
+    kept = release.clean({"TLHELPERS_CACHE": "there"})
+    assert "here" not in kept.values()
+    assert kept["TLHELPERS_CACHE"] == "there"
+
+
+def test_a_chapter_that_fails_is_told_with_its_error(tmp_path: Path) -> None:
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    for name, code in (("works", "1 + 1"), ("breaks", "raise ValueError('not today')")):
+        folder = tmp_path / name
+        folder.mkdir()
+        source = tmp_path / f"{name}.ipynb"
+        nbformat.write(new_notebook(cells=[new_code_cell(code)]), source)
+        _, error = release.run_chapter(Path(sys.executable), source, folder)
+        assert (error is None) == (name == "works")
+        assert name == "works" or (error is not None and "not today" in error)
