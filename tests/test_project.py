@@ -198,7 +198,10 @@ def test_the_citation_names_this_version() -> None:
 @pytest.mark.parametrize(
     ("schema", "path"),
     [
-        ("vendor.github-workflows", ".github/workflows/ci.yml"),
+        *(
+            ("vendor.github-workflows", f".github/workflows/{name}.yml")
+            for name in ("ci", "release", "weekly")
+        ),
         ("vendor.citation-file-format", "CITATION.cff"),
     ],
 )
@@ -248,6 +251,18 @@ def test_the_readme_lists_the_commands_behind_make() -> None:
         assert command in readme.replace("\\\n  ", ""), (
             f"README.md should list, for people without make: {command}"
         )
+
+
+def test_the_workflows_run_targets_that_there_are() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        text = path.read_text("utf-8")
+        named = re.findall(r"run: make ([a-z-]+)", text)
+        matrix = re.search(r"target: \[(.*)\]", text)
+        named += matrix[1].split(", ") if matrix else []
+        assert named
+        assert set(named) <= targets, path.name
 
 
 def test_the_continuous_integration_runs_the_readmes_commands() -> None:
