@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,17 @@ class TestFramework:
         html = tl.check("04.1", broken)._repr_html_()
         assert html.startswith('<p class="tl-verdict">✗ 04.1 head(8, 3) raised ValueError')
         assert "a &lt; b" in html
+
+    def test_the_instructors_page_shows_a_check_that_works(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(exercises, "_exercises", dict(exercises._exercises))
+        page = Path(tl.__file__).parents[1] / "chapters" / "instructors.md"
+        (code,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
+        exec(code, {})
+        accepted("C1.1", lambda a, b: np.mean(a) - np.mean(b))
+        assert hint("C1.1", lambda a, b: np.mean(b) - np.mean(a)) == "gain took b minus a."
+        assert "differ on one image of three" in hint("C1.1", lambda a, b: 0.5)
 
     def test_one_check_for_each_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(exercises, "_exercises", dict(exercises._exercises))

@@ -307,6 +307,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("tools/book.py", "tools/ledger.py", "_config.yml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    front = "def figure():\n    return ''\n\n\ndef chapters(parts):\n    return ''\n"
+    (tmp_path / "tools/front.py").write_text(front)
     for folder in ("chapters", "tlhelpers", "assets"):
         (tmp_path / folder).mkdir()
     (tmp_path / "assets/book.css").write_text("")

@@ -142,14 +142,15 @@ class TestLive:
         assert "HTML" in capsys.readouterr().out
 
 
-class TestInABrowser:
-    @pytest.fixture(scope="class")
-    def chromium(self, chromium_path: Path) -> Iterator[Any]:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=str(chromium_path), args=CHROMIUM)
-            yield browser
-            browser.close()
+@pytest.fixture(scope="module")
+def chromium(chromium_path: Path) -> Iterator[Any]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(chromium_path), args=CHROMIUM)
+        yield browser
+        browser.close()
 
+
+class TestInABrowser:
     @pytest.fixture
     def page(self, chromium: Any) -> Iterator[Page]:
         page = chromium.new_page()

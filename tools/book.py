@@ -47,6 +47,8 @@ PAGE = BUILD / "page"
 DATA_CACHE = BUILD / "cache"  # stands in for the reader's own cache folder
 STATE = BUILD / "state.json"
 LEDGER = BUILD / "ledger.md"
+FRONT = BUILD / "front.md"
+MAP = BUILD / "map.md"
 
 # What decides over the form of every page, but not over what its code prints.
 LAYOUT = ("_config.yml", "_toc.yml", "references.bib", "assets", "tools/book.py")
@@ -88,7 +90,7 @@ def build() -> int:
 
     print("Building the book; code runs where no result for it is kept.")
     ahead = execute_ahead(pages_with_code())
-    write_ledger(pages_with_code())
+    write_included(executed(pages_with_code()))
     status = jupyter_book(["-W", "-n", "--keep-going"])
     executions, plain = executions_of(DOCTREES)
     if failed := report_failures(executions, status):
@@ -312,24 +314,52 @@ def execute_ahead(pages: Sequence[Path]) -> set[str]:
     return done
 
 
-def write_ledger(pages: Sequence[Path]) -> None:
-    """Gather the claims of the executed pages where ``chapters/ledger.md`` includes them."""
-    import ledger
+def executed(pages: Sequence[Path]) -> dict[Path, Any]:
+    """The pages' notebooks with their outputs.
+
+    A page without a result has failed, and is left out; the build is going to say so.
+    """
     import nbformat
     from jupyter_cache import get_cache
 
-    from tlhelpers.records import claims_in
-
-    cache = get_cache(str(EXECUTED))
-    chapters = {}
+    cache, found = get_cache(str(EXECUTED)), {}
     for page in pages:
         notebook = nbformat.read(page, as_version=4)
-        # A page without a result has failed, and the build is going to say so.
         with contextlib.suppress(KeyError):
-            executed = cache.get_cache_bundle(cache.match_cache_notebook(notebook).pk).nb
-            title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
-            chapters[page.name] = (title, claims_in(executed))
-    LEDGER.write_text(ledger.page(chapters), encoding="utf-8")
+            found[page] = cache.get_cache_bundle(cache.match_cache_notebook(notebook).pk).nb
+    return found
+
+
+def write_included(notebooks: dict[Path, Any]) -> None:
+    """Write what pages include and no one can type: the ledger, the first figure, the map."""
+    import front
+    import ledger
+
+    from tlhelpers.records import claims_in
+
+    claims = {
+        page.name: (notebook.cells[0].source.splitlines()[0].lstrip("# "), claims_in(notebook))
+        for page, notebook in notebooks.items()
+    }
+    LEDGER.write_text(ledger.page(claims), encoding="utf-8")
+    FRONT.write_text(front.figure(), encoding="utf-8")
+    MAP.write_text(front.chapters(numbered_by_part(notebooks)), encoding="utf-8")
+
+
+def numbered_by_part(notebooks: dict[Path, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """The numbered chapters under the captions of their parts, with their outputs."""
+    import yaml
+
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    found = {}
+    for part in contents.get("parts", []):
+        paths = [ROOT / f"{chapter['file']}.ipynb" for chapter in part["chapters"]]
+        chapters = [
+            (p.stem, notebooks[p]) for p in paths if p in notebooks and p.stem[:2].isdigit()
+        ]
+        if chapters:
+            found[part["caption"]] = chapters
+    return found
 
 
 def execute(notebook: Any, page: Path, threads: int) -> float | None:
