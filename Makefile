@@ -9,7 +9,7 @@ MINIMUM := (3, 11)
 # Written last: an installation that broke half-way leaves none, and is taken up again.
 STAMP := $(VENV)/.installed
 
-.PHONY: help .venv book test serve page clean constraints colab-check test-oldest test-newest
+.PHONY: help .venv book test serve page clean constraints epub pdf linkcheck colab-check test-oldest test-newest
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -41,6 +41,15 @@ test: book ## lint, then test the package, the built book and the chapters
 	@echo "Running the chapters"
 	@TLHELPERS_QUIET=1 TLHELPERS_CACHE="$(CURDIR)/_build/cache-nbval" OMP_NUM_THREADS=1 \
 	  $(RUN) -m pytest -n logical --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 chapters
+
+epub: book ## write the book as _build/transfer-learning.epub
+	@$(RUN) tools/ebook.py epub
+
+pdf: book ## print the book into _build/transfer-learning.pdf (needs Chromium)
+	@$(RUN) tools/ebook.py pdf
+
+linkcheck: book ## ask every address outside of the book whether it is still there
+	@$(RUN) tools/ebook.py linkcheck
 
 # Before a release, and weekly; each makes an environment of its own below _build.
 colab-check: $(STAMP) ## run the chapters from the wheel with Colab's versions
