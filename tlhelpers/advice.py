@@ -206,7 +206,8 @@ def _side(gap: Estimate) -> str:
 
 
 Load = Callable[[str], Record]
-Reader = Callable[[Load, str, int], Estimate]
+Reading = tuple[Estimate, int]
+Reader = Callable[[Load, str, int], Reading]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +227,8 @@ class Study:
         method: the one whose gain is read, a name in ``METHODS``.
         over: the one it is compared with.
         read: takes a function that loads a record by name, the record's name and the number of
-            labels, and returns the difference of the two accuracies; see :func:`quoted`,
-            :func:`paired` and :func:`apart`.
+            labels, and returns the difference of the two accuracies and how many repetitions
+            stand behind it; see :func:`quoted`, :func:`paired` and :func:`apart`.
         world: what kind of data.
         how: what was special in this comparison; empty for nothing.
     """
@@ -257,8 +258,8 @@ class Evidence:
         labels: labels a class.
         distance: a word of ``DISTANCES``.
         gain: accuracy of ``method`` less that of ``over``.
-        seeds: how many seeds or draws stand behind it; with one or none, the interval covers other
-            test images and nothing else.
+        repetitions: how many seeds, draws or tasks stand behind it; with one or none, the interval
+            covers other test images and nothing else.
     """
 
     record: str
@@ -272,7 +273,7 @@ class Evidence:
     method: str
     over: str
     gain: Estimate
-    seeds: int
+    repetitions: int
     world: str
     how: str
 
@@ -284,10 +285,13 @@ class Evidence:
 
     def turned(self) -> Evidence:
         """The same comparison, seen from the other method."""
-        gain = dataclasses.replace(
-            self.gain, value=-self.gain.value, low=-self.gain.high, high=-self.gain.low
+        return dataclasses.replace(
+            self, method=self.over, over=self.method, gain=_flipped(self.gain)
         )
-        return dataclasses.replace(self, method=self.over, over=self.method, gain=gain)
+
+
+def _flipped(gain: Estimate) -> Estimate:
+    return dataclasses.replace(gain, value=-gain.value, low=-gain.high, high=-gain.low)
 
 
 def quoted(key: str, *, flip: bool = False) -> Reader:
@@ -298,10 +302,10 @@ def quoted(key: str, *, flip: bool = False) -> Reader:
         flip: whether the record has it the other way round.
     """
 
-    def read(load: Load, record: str, k: int) -> Estimate:
+    def read(load: Load, record: str, k: int) -> Reading:
         found = load(record).estimate(key.format(k=k))
-        low, high = sorted((-found.low, -found.high) if flip else (found.low, found.high))
-        return Estimate(-found.value if flip else found.value, low, high, unit="points")
+        gain = dataclasses.replace(found, unit="points")
+        return _flipped(gain) if flip else gain, len(load(record).seeds)
 
     return read
 
@@ -325,7 +329,7 @@ def paired(
         second_k: labels of the second rows, where they are not those of the first.
     """
 
-    def read(load: Load, record: str, k: int) -> Estimate:
+    def read(load: Load, record: str, k: int) -> Reading:
         curve = load(record).curve
         a, b = (
             _rows(curve, {"k": labels, **where}, value=value, by=by, record=record)
@@ -337,7 +341,7 @@ def paired(
                 f"{sorted(a)} for {dict(first)} and {sorted(b)} for {dict(second)}. Run its "
                 f"script in experiments/ again."
             )
-        return evaluate.mean_interval([a[i] - b[i] for i in a], unit="points")
+        return evaluate.mean_interval([a[i] - b[i] for i in a], unit="points"), len(a)
 
     return read
 
@@ -377,13 +381,14 @@ def apart(first: str, second: str, *, first_in: str = "", second_in: str = "") -
         first_in, second_in: the record of the one and of the other; empty for the study's own.
     """
 
-    def read(load: Load, record: str, k: int) -> Estimate:
-        a = _figure(load(first_in or record), first.format(k=k))
-        b = _figure(load(second_in or record), second.format(k=k))
+    def read(load: Load, record: str, k: int) -> Reading:
+        one, other = load(first_in or record), load(second_in or record)
+        a, b = _figure(one, first.format(k=k)), _figure(other, second.format(k=k))
         value = a.value - b.value
         below = math.hypot(a.value - a.low, b.high - b.value)
         above = math.hypot(a.high - a.value, b.value - b.low)
-        return Estimate(value, value - below, value + above, unit="points")
+        gain = Estimate(value, value - below, value + above, unit="points")
+        return gain, min(len(one.seeds), len(other.seeds))
 
     return read
 
@@ -407,7 +412,7 @@ def _over_targets(word: str) -> Reader:
     A mean over the sources for each task, and Student's interval over the tasks.
     """
 
-    def read(load: Load, record: str, k: int) -> Estimate:
+    def read(load: Load, record: str, k: int) -> Reading:
         top1 = {(row["target"], row["source"]): row["top1"] for row in load(record).curve}
         words = _measured_words(load)
         gains: dict[str, list[float]] = {}
@@ -415,7 +420,8 @@ def _over_targets(word: str) -> Reader:
             if source != "random" and words[target, source] == word:
                 own = np.mean(np.subtract(values, top1[target, "random"]))
                 gains.setdefault(target, []).append(float(own))
-        return evaluate.mean_interval([np.mean(own) for own in gains.values()], unit="points")
+        means = [np.mean(own) for own in gains.values()]
+        return evaluate.mean_interval(means, unit="points"), len(means)
 
     return read
 
@@ -491,6 +497,7 @@ def _dogs(**fields: Any) -> Study:
     return Study(**{**common, "distance": "same", "classes": 120, **fields})
 
 
+_RANDOM = "random start, fine-tuned, {k} shot"
 _MOBILENET, _SQUEEZENET = "mobilenet_v2", "squeezenet1_1"
 _SCRATCH = "dogs/scratch_resnet18_112_15epochs"
 
@@ -625,10 +632,15 @@ STUDIES: tuple[Study, ...] = (
                 "prototypes",
                 quoted("classifier, fine-tuned minus classifier, cosine to class means, {k} shot"),
             ),
-            (
-                "fine-tuning",
-                "scratch",
-                apart("classifier, fine-tuned, {k} shot", "random start, fine-tuned, {k} shot"),
+            *(
+                (method, "scratch", apart(f"{name}, {{k}} shot", _RANDOM))
+                for method, name in (
+                    ("fine-tuning", "classifier, fine-tuned"),
+                    ("probe", "classifier, logistic regression"),
+                    ("prototypes", "classifier, cosine to class means"),
+                    ("episodes", "prototypical network"),
+                    ("meta-learning", "MAML"),
+                )
             ),
             (
                 "probe",
@@ -806,6 +818,7 @@ def _read(study: Study, k: int, load: Load) -> Evidence:
         word = words[study.distance]
     else:
         word = _one_of("the distance of a study", study.distance, DISTANCES)
+    gain, repetitions = study.read(load, study.record, k)
     return Evidence(
         **{
             name: getattr(study, name)
@@ -816,8 +829,8 @@ def _read(study: Study, k: int, load: Load) -> Evidence:
         },
         distance=word,
         labels=k,
-        gain=study.read(load, study.record, k),
-        seeds=len(load(study.record).seeds),
+        gain=gain,
+        repetitions=repetitions,
     )  # fmt: skip
 
 
@@ -833,7 +846,7 @@ def to_frame(rows: Iterable[Evidence]) -> pd.DataFrame:
                 "value": row.gain.value,
                 "low": row.gain.low,
                 "high": row.gain.high,
-                "seeds": row.seeds,
+                "repetitions": row.repetitions,
                 "classes": row.classes,
                 "task": row.task,
                 "source": row.source,
@@ -858,11 +871,13 @@ class Advice:
         method: a name in ``METHODS``; None where the book has not measured the setting.
         labels_per_class, classes, distance, compute: what was asked.
         why: how the method came to be advised, a sentence or two.
-        gain: what it gained over ``over``: the mean of the studies, and an interval that holds all
-            of theirs; None where nothing is advised.
+        gain: what it gained over ``over``, by the studies at the nearest number of labels: their
+            mean, and an interval that holds all of theirs; None where nothing is advised.
         over: the method that the gain is over; empty where nothing is advised.
-        agreement: ``"agreed"``, ``"one record"``, ``"disputed"`` or ``"none"``: how the records
-            stand to the comparisons of the advised method.
+        agreement: ``"undisputed"``, or ``"one record"`` where there are no others;
+            ``"disputed"`` where a record shows it worse than a method that another shows it
+            better than; ``"open"`` where it is not shown better than anything; ``"none"`` where
+            nothing is advised.
         evidence: the comparisons of the advised method in this setting; where nothing is advised,
             the nearest that there are.
         unknown: what the book does not know here, sentences.
@@ -911,8 +926,9 @@ def recommend(
     labels no more than a factor of two away, the nearest of each study. One method is *shown worse*
     than another if some study's whole interval says so and no study's says the opposite. Methods
     that are shown worse than another one you can use are out. Of those left, the one that is shown
-    better than most others leads; it is advised, unless a cheaper one was compared with it and no
-    study lets it lose more than the margin.
+    better than most others leads (of equals, the one that could lose least by any interval); it is
+    advised, unless a cheaper one was compared with it and no study lets that one lose more than
+    the margin.
 
     Args:
         labels_per_class: 0 or more.
@@ -939,20 +955,22 @@ def recommend(
     wanted = list(METHODS) if methods is None else list(methods)
     for name in wanted:
         _one_of("a method", name, tuple(METHODS))
-    here = _in_setting(evidence() if rows is None else rows, k, word)
+    known = evidence() if rows is None else rows
+    here = _in_setting(known, k, word)
     usable = [n for n in METHODS if n in wanted and COMPUTE.index(METHODS[n].compute) <= level]
     table = _Table(here)
     asked = {"labels_per_class": k, "classes": m, "distance": word, "compute": compute}
     chosen, why = _choose(table, usable, margin)
     if chosen is None:
-        return _silence(asked, why, evidence() if rows is None else rows, usable)
-    own = tuple(row for row in table.of(chosen) if row.over in METHODS)
+        return _silence(asked, why, known, usable)
+    own = tuple(table.of(chosen))
     over = _baseline(table, chosen, usable)
+    gains = _nearest(table.between(chosen, over), k)
     return Advice(
         method=chosen,
         **asked,
         why=why,
-        gain=_hull([row.gain for row in table.between(chosen, over)]),
+        gain=_hull([row.gain for row in gains]),
         over=over,
         agreement=_agreement(table, chosen, usable),
         evidence=own,
@@ -980,6 +998,15 @@ def _away(labels: int, k: int) -> float:
     if labels == k:
         return 1.0
     return math.inf if 0 in (labels, k) else max(labels / k, k / labels)
+
+
+def _nearest(rows: Sequence[Evidence], k: int) -> list[Evidence]:
+    """Those measured at the number of labels nearest to k."""
+
+    def far(row: Evidence) -> tuple[float, int]:
+        return _away(row.labels, k), abs(row.labels - k)
+
+    return [row for row in rows if far(row) == min(map(far, rows))]
 
 
 def _in_setting(rows: Sequence[Evidence], k: int, word: str) -> list[Evidence]:
@@ -1029,10 +1056,10 @@ def _choose(table: _Table, usable: Sequence[str], margin: float) -> tuple[str | 
     if not left:
         return None, "the records contradict each other in a circle: each method is shown worse."
 
-    def standing(name: str) -> tuple[int, int, int]:
+    def standing(name: str) -> tuple[int, float, int]:
         wins = len(table.compared(name, known, "better"))
-        met = len(table.compared(name, known, "better", "open", "disputed"))
-        return wins, met, -known.index(name)
+        lows = [row.gain.low for row in table.of(name) if row.over in left]
+        return wins, min(lows, default=-math.inf), -known.index(name)
 
     leader = max(left, key=standing)
     cheaper = [
@@ -1072,7 +1099,9 @@ def _agreement(table: _Table, chosen: str, usable: Sequence[str]) -> str:
     rows = [row for row in table.of(chosen) if row.over in usable]
     if table.compared(chosen, usable, "disputed"):
         return "disputed"
-    return "one record" if len({row.record for row in rows}) == 1 else "agreed"
+    if not table.compared(chosen, usable, "better"):
+        return "open"
+    return "one record" if len({row.record for row in rows}) == 1 else "undisputed"
 
 
 def _unknown(
@@ -1091,7 +1120,7 @@ def _unknown(
         said.append(f"Measured with {', '.join(map(str, sizes))} classes, not with {m}.")
     if len(worlds := {row.world for row in own}) == 1:
         said.append(f"All of it was measured on {next(iter(worlds))}.")
-    if single := list(dict.fromkeys(row.record for row in own if row.seeds < 2)):
+    if single := list(dict.fromkeys(row.record for row in own if row.repetitions < 2)):
         said.append(f"One seed only, so that other runs may differ more: {', '.join(single)}.")
     return tuple(said)
 
@@ -1116,8 +1145,7 @@ def _silence(
     k, word = asked["labels_per_class"], asked["distance"]
     fit = [row for row in rows if row.method in usable and row.over in usable]
     there = [row for row in fit if row.distance == word] or fit
-    closest = min((_away(row.labels, k) for row in there), default=math.inf)
-    nearest = tuple(row for row in there if _away(row.labels, k) == closest)
+    nearest = tuple(_nearest(there, k))
     places = sorted({(row.distance, row.labels) for row in nearest})
     at = "; ".join(f"{d}, {labels} labels a class" for d, labels in places)
     return Advice(
@@ -1151,8 +1179,9 @@ def chart(
         classes: of the target.
 
     Returns:
-        names of methods, with a question mark where records dispute it and a dash where nothing
-        was measured; one row for each distance and compute.
+        names of methods, with a question mark where records dispute it, "(open)" where it is not
+        shown better than anything, and a dash where nothing was measured; one row for each
+        distance and compute.
     """
     known = evidence() if rows is None else rows
 
@@ -1160,7 +1189,8 @@ def chart(
         advice = recommend(
             labels_per_class=k, classes=classes, distance=word, compute=compute, rows=known
         )
-        return (advice.method or "–") + ("?" if advice.agreement == "disputed" else "")
+        mark = {"disputed": "?", "open": " (open)"}.get(advice.agreement, "")
+        return (advice.method or "–") + mark
 
     index = [(word, compute) for word in DISTANCES for compute in COMPUTE]
     return pd.DataFrame(
@@ -1225,7 +1255,7 @@ def _outcome(table: _Table, advised: str | None, names: Sequence[str]) -> str:
 def unread(folder: Path | None = None) -> list[str]:
     """The shipped records that no study reads: they compare no two methods, or nobody added them.
 
-    A record that a study reads only for its second figure counts as read.
+    A record of which a study reads only the second figure counts as read.
     """
     read: set[str] = set()
 
