@@ -834,6 +834,21 @@ def _read(study: Study, k: int, load: Load) -> Evidence:
     )  # fmt: skip
 
 
+def against(rows: Iterable[Evidence], over: str) -> list[Evidence]:
+    """Every comparison with one method, each seen from the other one.
+
+    Args:
+        rows: comparisons.
+        over: a name in ``METHODS``.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    over = _one_of("a method", over, tuple(METHODS))
+    both = [seen for row in rows for seen in (row, row.turned())]
+    return [row for row in both if row.over == over]
+
+
 def to_frame(rows: Iterable[Evidence]) -> pd.DataFrame:
     """A row for each comparison; value, low and high are differences of proportions."""
     return pd.DataFrame(
@@ -1057,7 +1072,8 @@ def _choose(table: _Table, usable: Sequence[str], margin: float) -> tuple[str | 
         return None, "the records contradict each other in a circle: each method is shown worse."
 
     def standing(name: str) -> tuple[int, float, int]:
-        wins = len(table.compared(name, known, "better"))
+        # What a method is shown to beat counts for it also where you cannot afford that.
+        wins = len(table.compared(name, tuple(METHODS), "better"))
         lows = [row.gain.low for row in table.of(name) if row.over in left]
         return wins, min(lows, default=-math.inf), -known.index(name)
 
@@ -1068,7 +1084,7 @@ def _choose(table: _Table, usable: Sequence[str], margin: float) -> tuple[str | 
         if (rows := table.between(n, leader)) and all(row.gain.low >= -margin for row in rows)
     ]
     chosen = cheaper[0] if cheaper else leader
-    beaten = table.compared(chosen, known, "better")
+    beaten = table.compared(chosen, tuple(METHODS), "better")
     parts = []
     if beaten:
         parts.append(f"shown better than {', '.join(beaten)}")
