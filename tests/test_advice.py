@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlhelpers import advice, records
-from tlhelpers.advice import Advice, Evidence
+from tlhelpers import advice, evidence, records
+from tlhelpers.advice import Advice
 from tlhelpers.evaluate import Estimate
+from tlhelpers.evidence import Evidence
 
 CHAPTERS = Path(__file__).parent.parent / "chapters"
 
 
 @functools.cache
 def shipped() -> tuple[Evidence, ...]:
-    return advice.evidence()
+    return evidence.load()
 
 
 def ask(rows: Any = None, **asked: Any) -> Advice:
@@ -49,107 +48,6 @@ def row(method: str, over: str, value: float, half: float = 0.01, **more: Any) -
     return Evidence(**{**fields, "method": method, "over": over, "gain": gain, **more})
 
 
-# --- the evidence is what the records say -------------------------------------------------
-
-
-def test_every_quoted_figure_is_the_records_own() -> None:
-    multitask = records.load("glyphs/multitask")
-    for k in (1, 5, 20):
-        (found,) = (
-            e
-            for e in shipped()
-            if (e.record, e.over, e.labels) == ("glyphs/multitask", "scratch", k)
-        )
-        expected = multitask.estimate(f"then_minus_alone_{k}")
-        assert (found.gain.value, found.gain.low, found.gain.high) == (
-            expected.value,
-            expected.low,
-            expected.high,
-        )
-
-
-def test_a_flipped_figure_keeps_its_interval_round_it() -> None:
-    record = records.load("dogs/labels_mobilenet_v2_128")
-    found = next(e for e in shipped() if e.record == record.name and e.labels == 20)
-    other = record.estimate("probe_minus_lp_ft_norms_k20")
-    assert (found.method, found.over) == ("fine-tuning", "probe")
-    assert found.gain.value == -other.value
-    assert (found.gain.low, found.gain.high) == (-other.high, -other.low)
-
-
-def test_paired_rows_agree_with_the_records_own_mean() -> None:
-    """The record holds the same difference with another interval: the means must be one number."""
-    record = records.load("glyphs/labels")
-    read = advice.paired(
-        {"task": "digits", "way": "fine-tuned"},
-        {"task": "digits", "way": "scratch"},
-        value="clean",
-        by="draw",
-    )
-    for k in (1, 10, 100):
-        own = record.estimate(f"fine-tuned minus scratch, {k} labels")
-        assert read(records.load, record.name, k)[0].value == pytest.approx(own.value)
-
-
-def test_apart_is_never_shorter_than_either_interval_and_exact_where_one_is_a_point() -> None:
-    a = Estimate(0.8, 0.7, 0.95)
-    for b in (Estimate(0.5, 0.5, 0.5), Estimate(0.5, 0.48, 0.53)):
-        known = {"a": a, "b": b}
-        record = dataclasses.replace(
-            records.load("glyphs/multitask"),
-            result={n: e.value for n, e in known.items()},
-            interval={n: [e.low, e.high] for n, e in known.items()},
-        )
-        found, _ = advice.apart("a", "b")(lambda name, r=record: r, "x", 1)  # type: ignore[misc]
-        assert found.value == pytest.approx(0.3)
-        assert found.low <= 0.2 + 1e-12
-        assert found.high >= 0.45 - 1e-12
-        if b.low == b.high:
-            assert (found.low, found.high) == (pytest.approx(0.2), pytest.approx(0.45))
-
-
-def test_every_record_and_claim_that_is_named_exists() -> None:
-    known = records.names()
-    notebooks = {path.name[:2]: path for path in CHAPTERS.glob("[0-9][0-9]-*.ipynb")}
-    for study in advice.STUDIES:
-        assert study.record in known
-        cells = json.loads(notebooks[study.chapter].read_text(encoding="utf-8"))["cells"]
-        source = "\n".join("".join(cell["source"]) for cell in cells)
-        assert study.claims, study.record
-        for claim in study.claims:
-            chapter = notebooks[claim[:2]].read_text(encoding="utf-8")
-            assert f'\\"{claim}\\"' in chapter, f"{claim} is claimed in no cell"
-        # A chapter loads its records by name, or by a name put together from its parts.
-        parts = [part for part in re.split(r"[/_]", study.record) if len(part) > 3]
-        assert any(part in source for part in parts), f"chapter {study.chapter}: {study.record}"
-
-
-def test_every_setting_and_method_is_known() -> None:
-    for found in shipped():
-        assert found.distance in advice.DISTANCES
-        assert {found.method, found.over} <= set(advice.METHODS)
-        assert found.gain.low <= found.gain.value <= found.gain.high
-        assert found.gain.unit == "points"
-
-
-def test_the_records_that_nobody_reads_compare_no_methods_that_are_listed() -> None:
-    left = advice.unread()
-    assert "dogs/near_duplicates" in left
-    assert not {e.record for e in shipped()} & set(left)
-    assert "glyphs/distances" not in left
-
-
-def test_every_comparison_with_a_method_is_seen_from_the_other() -> None:
-    rows = [row("probe", "scratch", 0.1), row("scratch", "pixels", -0.2), row("probe", "pixels", 0)]
-    found = advice.against(rows, "scratch")
-    assert [(e.method, e.over, e.gain.value) for e in found] == [
-        ("probe", "scratch", 0.1),
-        ("pixels", "scratch", 0.2),
-    ]
-    with pytest.raises(ValueError, match="a method should be one of"):
-        advice.against(rows, "magic")
-
-
 # --- planted records ----------------------------------------------------------------------
 
 
@@ -168,9 +66,9 @@ def edit(folder: Path, name: str, key: str, value: float, low: float, high: floa
 def test_a_changed_record_changes_the_advice(folder: Path) -> None:
     asked = {"methods": ("scratch", "fine-tuning"), "labels_per_class": 1}
     assert ask(**asked).method == "fine-tuning"
-    rest = [s for s in advice.STUDIES if s.record == "glyphs/multitask" and s.over == "scratch"]
+    rest = [s for s in evidence.STUDIES if s.record == "glyphs/multitask" and s.over == "scratch"]
     edit(folder, "glyphs/multitask", "then_minus_alone_1", -0.2, -0.3, -0.1)
-    turned = ask(advice.evidence(folder, studies=rest), **asked)
+    turned = ask(evidence.load(folder, studies=rest), **asked)
     assert turned.method == "scratch"
     assert turned.gain is not None
     assert turned.gain.low == pytest.approx(0.1)
@@ -180,26 +78,12 @@ def test_a_contradicting_record_weakens_the_advice(folder: Path) -> None:
     asked = {"methods": ("scratch", "fine-tuning"), "labels_per_class": 1}
     before = ask(**asked)
     edit(folder, "glyphs/multitask", "then_minus_alone_1", -0.2, -0.3, -0.1)
-    after = ask(advice.evidence(folder), **asked)
+    after = ask(evidence.load(folder), **asked)
     assert (before.agreement, after.agreement) == ("undisputed", "disputed")
     assert before.gain is not None
     assert after.gain is not None
     assert after.gain.low < 0 < before.gain.low
     assert any("disputed" in sentence for sentence in after.unknown)
-
-
-def test_a_missing_record_is_an_error_not_a_gap(folder: Path) -> None:
-    (folder / "glyphs" / "multitask.json").unlink()
-    with pytest.raises(FileNotFoundError, match="glyphs/multitask"):
-        advice.evidence(folder)
-
-
-def test_a_record_without_the_rows_is_an_error(folder: Path) -> None:
-    record = records.load("glyphs/ablation", folder)
-    fewer = tuple(r for r in record.curve if r["variant"] != "from scratch")
-    records.save(dataclasses.replace(record, curve=fewer), folder)
-    with pytest.raises(ValueError, match=r"'glyphs/ablation' should hold .*from scratch"):
-        advice.evidence(folder)
 
 
 def test_a_new_chapter_adds_a_line(folder: Path) -> None:
@@ -211,15 +95,15 @@ def test_a_new_chapter_adds_a_line(folder: Path) -> None:
     )
     records.save(planted, folder)
     study = dataclasses.replace(
-        advice.STUDIES[0],
+        evidence.STUDIES[0],
         record="xrays/probe",
         distance="far",
         labels=(5,),
         method="probe",
         over="scratch",
-        read=advice.quoted("gain_{k}"),
+        read=evidence.quoted("gain_{k}"),
     )
-    (found,) = advice.evidence(folder, studies=[study])
+    (found,) = evidence.load(folder, studies=[study])
     assert ask([found], distance="far", labels_per_class=5).method == "probe"
 
 
@@ -230,8 +114,8 @@ def settings() -> list[dict[str, Any]]:
     return [
         {"labels_per_class": k, "distance": word, "compute": compute}
         for k in (0, 1, 2, 3, 5, 8, 10, 14, 20, 30, 50, 90, 100, 150, 200, 1000)
-        for word in advice.DISTANCES
-        for compute in advice.COMPUTE
+        for word in evidence.DISTANCES
+        for compute in evidence.COMPUTE
     ]
 
 
@@ -254,13 +138,13 @@ def test_no_advice_is_against_the_evidence(asked: dict[str, Any]) -> None:
         assert found.gain is None
         assert "not measured" in repr(found)
         return
-    assert advice.COMPUTE.index(advice.METHODS[found.method].compute) <= advice.COMPUTE.index(
+    assert evidence.COMPUTE.index(evidence.METHODS[found.method].compute) <= evidence.COMPUTE.index(
         asked["compute"]
     )
-    for other in advice.METHODS:
+    for other in evidence.METHODS:
         if (
-            advice.METHODS[other].compute
-            in advice.COMPUTE[: advice.COMPUTE.index(asked["compute"]) + 1]
+            evidence.METHODS[other].compute
+            in evidence.COMPUTE[: evidence.COMPUTE.index(asked["compute"]) + 1]
         ):
             there = nearest(shipped(), found.method, other, **asked)
             shown_worse = [e for e in there if e.gain.high < 0]
@@ -401,17 +285,6 @@ def test_bad_questions_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         ask(**asked)
-
-
-def test_a_study_of_an_unknown_method_or_distance_is_refused() -> None:
-    study = advice.STUDIES[0]
-    for wrong, message in (
-        ({"method": "magic"}, "not in METHODS"),
-        ({"distance": "nearby"}, "same, near, unclear, far"),
-        ({"distance": ("digits", "nothing")}, "glyphs/distances"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            advice.evidence(studies=[dataclasses.replace(study, **wrong)])
 
 
 # --- the chart, and leaving one out ----------------------------------------------------------

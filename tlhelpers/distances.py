@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlhelpers import advice, evaluate, labels, negative, records, runtime, zoo
+from tlhelpers import advice, evaluate, evidence, labels, negative, records, runtime, zoo
 from tlhelpers.evaluate import Estimate
 from tlhelpers.models import SmallResNet
 from tlhelpers.records import Record
@@ -137,7 +137,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     single = [(row["word"], one) for row in rows for one in row["words"]]
     opposite = {("near", "far"), ("far", "near")}
     return {
-        **{word: words.count(word) for word in advice.DISTANCES[1:]},
+        **{word: words.count(word) for word in evidence.DISTANCES[1:]},
         "single_draw_agrees": float(np.mean([a == b for a, b in single])),
         "single_draw_opposite": float(np.mean([pair in opposite for pair in single])),
     }
