@@ -251,14 +251,20 @@ def recommend(
         one_of("a method", name, tuple(METHODS))
     known = comparisons.load() if rows is None else rows
     here = _in_setting(known, k, word)
-    usable = [n for n in METHODS if n in wanted and COMPUTE.index(METHODS[n].compute) <= level]
+    usable = [
+        name
+        for name, method in METHODS.items()
+        if name in wanted
+        and COMPUTE.index(method.compute) <= level
+        and (word == "same" or not method.same)
+    ]
     table = _Table(here)
     asked = {"labels_per_class": k, "classes": m, "distance": word, "compute": compute}
     chosen, why = _choose(table, usable, margin)
     if chosen is None:
         return _silence(asked, why, known, usable)
     own = tuple(table.of(chosen))
-    over = _baseline(table, chosen, usable)
+    over = _baseline(table, chosen)
     gains = _nearest(table.between(chosen, over), k)
     return Advice(
         method=chosen,
@@ -266,9 +272,9 @@ def recommend(
         why=why,
         gain=_hull([row.gain for row in gains]),
         over=over,
-        agreement=_agreement(table, chosen, usable),
+        agreement=_agreement(table, chosen),
         evidence=own,
-        unknown=_unknown(table, chosen, own, usable, k, m),
+        unknown=_unknown(table, chosen, usable, k, m),
         alternatives=_alternatives(table, chosen, usable, margin),
     )
 
@@ -368,9 +374,9 @@ def _choose(table: _Table, usable: Sequence[str], margin: float) -> tuple[str | 
     return chosen, f"{chosen}: {'; '.join(parts)}."
 
 
-def _baseline(table: _Table, chosen: str, usable: Sequence[str]) -> str:
+def _baseline(table: _Table, chosen: str) -> str:
     """What the gain is quoted over: no source at all where that was measured."""
-    met = table.compared(chosen, usable, "better", "open", "disputed")
+    met = [name for name in METHODS if table.between(chosen, name)]
     return next((name for name in ("scratch", "own head", "probe") if name in met), met[0])
 
 
@@ -384,21 +390,19 @@ def _hull(gains: Sequence[Estimate]) -> Estimate:
     )
 
 
-def _agreement(table: _Table, chosen: str, usable: Sequence[str]) -> str:
-    rows = [row for row in table.of(chosen) if row.over in usable]
-    if table.compared(chosen, usable, "disputed"):
+def _agreement(table: _Table, chosen: str) -> str:
+    if table.compared(chosen, tuple(METHODS), "disputed"):
         return "disputed"
-    if not table.compared(chosen, usable, "better"):
+    if not table.compared(chosen, tuple(METHODS), "better"):
         return "open"
-    return "one record" if len({row.record for row in rows}) == 1 else "undisputed"
+    return "one record" if len({row.record for row in table.of(chosen)}) == 1 else "undisputed"
 
 
-def _unknown(
-    table: _Table, chosen: str, own: Sequence[Evidence], usable: Sequence[str], k: int, m: int
-) -> tuple[str, ...]:
+def _unknown(table: _Table, chosen: str, usable: Sequence[str], k: int, m: int) -> tuple[str, ...]:
+    own = table.of(chosen)
     said = [
         f"Whether {chosen} is better than {name} is disputed between records."
-        for name in table.compared(chosen, usable, "disputed")
+        for name in table.compared(chosen, tuple(METHODS), "disputed")
     ]
     if silent := table.compared(chosen, usable, "silent"):
         said.append(f"Never compared with {chosen} in this setting: {', '.join(silent)}.")

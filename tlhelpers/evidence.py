@@ -38,11 +38,13 @@ class Method:
         name: as the advice calls it.
         text: what is done.
         compute: the least of ``COMPUTE`` that it takes.
+        same: whether it makes sense only where the source has the target's classes.
     """
 
     name: str
     text: str
     compute: str
+    same: bool = False
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.text} (compute: {self.compute})"
@@ -52,14 +54,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         method.name: method
         for method in (
-            Method("own head", "the source network as it is; no label is used", "frozen"),
+            Method("own head", "the source network as it is; no label is used", "frozen", True),
             Method("pixels", "logistic regression on the grey values, no network", "frozen"),
             Method("prototypes", "class means of a frozen backbone's features", "frozen"),
             Method("probe", "logistic regression on a frozen backbone's features", "frozen"),
             Method("new head", "a linear head on a frozen backbone, by gradient steps", "training"),
             Method("fine-tuning", "the backbone, or much of it, learns on", "training"),
             Method("scratch", "the same kind of network from random weights", "training"),
-            Method("adaptation", "fitting source to unlabelled target images", "pretraining"),
+            Method("adaptation", "fitting source to unlabelled target images", "pretraining", True),
             Method("episodes", "a prototypical network, pretrained on episodes", "pretraining"),
             Method("meta-learning", "a start learnt by MAML", "pretraining"),
             Method("joint training", "source and target in one training", "pretraining"),
@@ -701,7 +703,8 @@ def _read(study: Study, k: int, load: Load) -> Evidence:
         if study.distance not in words:
             raise ValueError(
                 f"the record 'glyphs/distances' should hold the target and source "
-                f"{study.distance}, but it does not. Add them to tlhelpers.distances, and run its script in experiments/ again."
+                f"{study.distance}, but it does not. Add them to tlhelpers.distances, and run its "
+                f"script in experiments/ again."
             )
         word = words[study.distance]
     else:
