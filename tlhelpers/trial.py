@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset
 
 COMMAND = "python experiments/trial.py"
-ASKED = {"labels_per_class": 10, "classes": 10, "compute": "training"}
+ASKED: Mapping[str, Any] = MappingProxyType(
+    {"labels_per_class": 10, "classes": 10, "compute": "training"}
+)
 """What is asked of :func:`tlhelpers.advice.recommend`; the distance is measured on draw 0."""
 
 WAYS = ("pixels", "probe", "fine-tuning", "scratch")
@@ -108,7 +111,7 @@ def run_trial(run: Run | None = None, *, draws: int = DRAWS) -> Record:
 def _learn_and_read(data: Dataset, draws: int, run: Run) -> list[dict[str, Any]]:
     learnt: dict[tuple[str, int], Callable[[Tensor], Tensor]] = {}
     for draw in range(draws):
-        few = zoo.few(data, draw, k=int(ASKED["labels_per_class"]))
+        few = zoo.few(data, draw, k=ASKED["labels_per_class"])
         own = dataclasses.replace(run, seed=run.seed + draw)
         learnt["pixels", draw] = labels.learn("pixels", few, RIDGE, run=own).predict
         learnt["probe", draw] = labels.learn("frozen", few, RIDGE, run=own).predict
