@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers import datasets, evaluate, labels, records, trial, zoo
+from tlhelpers import datasets, evaluate, evidence, labels, records, trial, zoo
 
 
 def test_an_outline_is_empty_where_the_image_is_even() -> None:
@@ -42,6 +42,12 @@ def test_the_tasks_are_the_digits_with_their_split_and_labels() -> None:
         assert 0 <= float(task.x.min()) <= float(task.x.max()) <= 1
     with pytest.raises(ValueError, match="outlines, scattered"):
         trial.task("letters")
+
+
+def test_the_trial_has_no_say_in_its_own_advice() -> None:
+    known = {study.record for study in evidence.STUDIES}
+    assert set(trial.RECORDS) <= known
+    assert "glyphs/trial" not in trial.RECORDS
 
 
 def test_the_record_compares_each_pair_once_and_its_figures_follow_from_its_rows() -> None:

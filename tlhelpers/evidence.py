@@ -754,6 +754,7 @@ def to_frame(rows: Iterable[Evidence]) -> pd.DataFrame:
                 "high": row.gain.high,
                 "repetitions": row.repetitions,
                 "classes": row.classes,
+                "world": row.world,
                 "task": row.task,
                 "source": row.source,
                 "record": row.record,

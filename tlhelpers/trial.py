@@ -28,6 +28,30 @@ ASKED: Mapping[str, Any] = MappingProxyType(
 )
 """What is asked of :func:`tlhelpers.advice.recommend`; the distance is measured on draw 0."""
 
+RECORDS = (
+    "dogs/full_squeezenet1_1_128",
+    "dogs/labels_mobilenet_v2_128",
+    "dogs/lp_ft_squeezenet1_1_128",
+    "dogs/recipe_mobilenet_v2_224",
+    "dogs/recipe_squeezenet1_1_224",
+    "dogs/scratch_resnet18_112_15epochs",
+    "dogs/untrained_head_mobilenet_v2",
+    "dogs/untrained_head_squeezenet1_1",
+    "glyphs/ablation",
+    "glyphs/adaptation",
+    "glyphs/adaptation_few",
+    "glyphs/adaptation_larger",
+    "glyphs/labels",
+    "glyphs/meta",
+    "glyphs/multitask",
+    "glyphs/unfreeze",
+    "glyphs/unseen",
+    "negative/finetuned",
+    "negative/freezing",
+    "zoo/finetuned",
+)
+"""The records that there were when the advice was asked; later ones have no say in the trial."""
+
 WAYS = ("pixels", "probe", "fine-tuning", "scratch")
 DRAWS = 5
 RIDGE = "ridge 0.1"  # fixed beforehand, for both linear ways
