@@ -2,7 +2,7 @@
 
     python experiments/trial.py
 
-Measured: about one minute on one CPU core.
+Measured: about three minutes on one busy CPU core, one of them of its own.
 """
 
 from __future__ import annotations
