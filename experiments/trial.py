@@ -2,7 +2,7 @@
 
     python experiments/trial.py
 
-Measured: about three minutes on one busy CPU core, one of them of its own.
+Measured: three minutes on one busy CPU core, which gave it about one of its own.
 """
 
 from __future__ import annotations

@@ -259,7 +259,12 @@ def recommend(
         and (word == "same" or not method.same)
     ]
     table = _Table(here)
-    asked = {"labels_per_class": k, "classes": m, "distance": word, "compute": compute}
+    asked: dict[str, Any] = {
+        "labels_per_class": k,
+        "classes": m,
+        "distance": word,
+        "compute": compute,
+    }
     chosen, why = _choose(table, usable, margin)
     if chosen is None:
         return _silence(asked, why, known, usable)

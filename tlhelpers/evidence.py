@@ -304,7 +304,7 @@ def _over_targets(word: str) -> Reader:
             if source != "random" and words[target, source] == word:
                 own = np.mean(np.subtract(values, top1[target, "random"]))
                 gains.setdefault(target, []).append(float(own))
-        means = [np.mean(own) for own in gains.values()]
+        means = [float(np.mean(own)) for own in gains.values()]
         return evaluate.mean_interval(means, unit="points"), len(means)
 
     return read

@@ -83,7 +83,7 @@ def scatter(images: Tensor) -> Tensor:
 
 
 CHANGES: Mapping[str, Callable[[Tensor], Tensor]] = {"outlines": outline, "scattered": scatter}
-"""The two tasks: handwritten digits, changed."""
+"""What is done to handwritten digits, by the name of the task."""
 
 
 def task(name: str) -> Dataset:
