@@ -1,4 +1,4 @@
-"""Checks for the exercises of chapter 19: intervals, federated averages, citations, the best of m."""
+"""Checks for the exercises of chapter 19: intervals, federated averages, citations, the best."""
 
 from __future__ import annotations
 
