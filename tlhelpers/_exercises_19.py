@@ -135,7 +135,7 @@ def _cited(answer: Any) -> None:
     """
     expect_function(answer, "cited(text, numbers)")
     numbers = {"he2016": "1512.03385", "kingma2015": "1412.6980", "yosinski2014": "1411.1792"}
-    cases = (
+    cases: tuple[tuple[str, list[str], str], ...] = (
         ("ResNet is https://arxiv.org/abs/1512.03385.", ["he2016"], "plain"),
         ("Adam (arXiv:1412.6980v9) and ResNet [1512.03385]", ["kingma2015", "he2016"], "order"),
         ("1512.03385, again 1512.03385v1", ["he2016"], "once"),
