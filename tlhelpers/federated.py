@@ -36,8 +36,6 @@ DEALS = ("even", "by class")
 WAYS = ("pooled", *DEALS, "alone")
 """All images in one place; federated, with either deal; each client for itself, dealt evenly."""
 
-# What compare() compares, each with the best of two or three rates on validation images, with a
-# draw of the labels that compare() does not use.
 RATES: Mapping[tuple[str, str], float] = {
     ("letters", "pooled"): 0.03,
     ("letters", "even"): 0.03,
@@ -47,6 +45,8 @@ RATES: Mapping[tuple[str, str], float] = {
     ("scratch", "even"): 0.3,
     ("scratch", "by class"): 0.3,
 }
+"""What :func:`compare` compares, each with the best of two or three rates on validation images, with
+a draw of the labels that it does not use itself."""
 
 
 def deal(images: Split, clients: int = CLIENTS, *, by_class: bool) -> list[Split]:
