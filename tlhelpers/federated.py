@@ -45,8 +45,8 @@ RATES: Mapping[tuple[str, str], float] = {
     ("scratch", "even"): 0.3,
     ("scratch", "by class"): 0.3,
 }
-"""What :func:`compare` compares, each with the best of two or three rates on validation images, with
-a draw of the labels that it does not use itself."""
+"""What :func:`compare` compares, each with the best of two or three rates on validation images,
+with a draw of the labels that it does not use itself."""
 
 
 def deal(images: Split, clients: int = CLIENTS, *, by_class: bool) -> list[Split]:
