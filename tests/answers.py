@@ -49,6 +49,10 @@ GIVEAWAYS = {
     "18.2": ["low >", "high <", "any("],
     "18.3": ["np.unique", ">=", "sort"],
     "18.4": ["hypot", "sqrt", "**"],
+    "19.1": ["low >", "high <", "<="],
+    "19.2": ["sum(sizes)", "size /", "is_floating_point"],
+    "19.3": ["re.", "(?", "findall"],
+    "19.4": ["cdf", "** m", "max("],
 }
 
 

@@ -725,6 +725,14 @@ def test_glossary_entries_are_whole() -> None:
         assert len(definition) > 20, f"{term} has no definition"
 
 
+def test_glossary_sections_are_in_alphabetical_order() -> None:
+    sections = re.split(r"^## ", (CHAPTERS / "glossary.md").read_text("utf-8"), flags=re.MULTILINE)
+    for section in sections[1:]:
+        terms = [text for level, text in headings(section) if level == 3]
+        assert terms, f"{section[:20]!r} has no terms"
+        assert terms == sorted(terms, key=str.casefold)
+
+
 @cache
 def bibliography() -> BibliographyData:
     return parse_file(str(ROOT / "references.bib"))
