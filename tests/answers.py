@@ -45,6 +45,14 @@ GIVEAWAYS = {
     "14.2": ["sorted", "score(", ">="],
     "14.3": ["var(", "mean()", "**2"],
     "14.4": ["1 - alpha", "is_floating_point"],
+    "18.1": ["1 -", "prevalence *", "/ ("],
+    "18.2": ["low >", "high <", "any("],
+    "18.3": ["np.unique", ">=", "sort"],
+    "18.4": ["hypot", "sqrt", "**"],
+    "19.1": ["low >", "high <", "<="],
+    "19.2": ["sum(sizes)", "size /", "is_floating_point"],
+    "19.3": ["re.", "(?", "findall"],
+    "19.4": ["cdf", "** m", "max("],
 }
 
 

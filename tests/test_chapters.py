@@ -59,9 +59,11 @@ BOX = (
     "Minutes to run (CPU / GPU)",
     "Download",
 )
-CLOSING = ("Traps", "What we measured", "Exercises", "Further reading")
+CLOSING = ("Traps", "What we measured", "Quiz", "Exercises", "Further reading")
 LINES, COLUMNS = 30, 79
 EXERCISES = 3
+QUESTIONS, CHOICES = range(3, 6), range(3, 5)
+REASON = 8  # words that an answer of the quiz has at least
 
 # Verbs with which a title may begin; a new chapter may add its own.
 VERBS = re.compile(
@@ -76,6 +78,11 @@ FIGURE_METHODS = frozenset({"boxplot", "hist", "imshow", "plot", "savefig", "sca
 ROLES = frozenset({"cite:p", "cite:t"})
 # The table that the build makes stands on one page only, which says so for readers elsewhere.
 DIRECTIVES = {"verify.ipynb": frozenset({"{nb-exec-table}"})}
+
+# The one piece of HTML in a notebook: a choice of the quiz, and what there is to say about it.
+SUMMARY = r"<summary>((?:[^<>\n]|</?code>)+)</summary>"
+DISCLOSURE = re.compile(rf"<details>\n{SUMMARY}\n?|</details>\n?")
+CHOICE = re.compile(rf"<details>\n{SUMMARY}\n\n([^<]+?)\n\n</details>")
 
 NOTEBOOK_KEYS = frozenset({"kernelspec", "language_info", "accelerator", "colab"})
 CELL_KEYS = frozenset({"tags", "cellView", "mystnb"})
@@ -180,8 +187,11 @@ def headings(markdown: str) -> Iterator[tuple[int, str]]:
 def prose(markdown: str) -> Iterator[str]:
     """Each piece of running text without code, quotations, and the text of links elsewhere.
 
-    A citation leaves the mark ``‹cite›``; mathematics stays, as numbers hide there too.
+    A citation leaves the mark ``‹cite›``; mathematics stays, as numbers hide there too. The
+    choices of a quiz, which are HTML, are running text as well.
     """
+    for choice in re.findall(SUMMARY, markdown):
+        yield re.sub(r"<code>.*?</code>", "‹›", choice)
     for children in inlines(markdown):
         text, outside = "", False
         for token in children:
@@ -448,6 +458,46 @@ def sections(document: Document) -> Iterator[str]:
 
 
 @check(CHAPTER_CHECKS)
+def quiz(document: Document) -> Iterator[str]:
+    questions = document.section("Quiz")[1:]
+    if len(questions) not in QUESTIONS:
+        yield (
+            f"the quiz should have {QUESTIONS[0]} to {QUESTIONS[-1]} questions, a Markdown cell "
+            f"each after that of the heading; found {len(questions)}."
+        )
+    places, longest = set(), []
+    for k, cell in enumerate(questions, start=1):
+        key = f"{document.number}.{k}"
+        if not re.match(rf"\*\*Question {re.escape(key)}\.\*\* \S", cell.source):
+            yield f"a question should begin '**Question {key}.** …', found {first_line(cell)}."
+        choices = CHOICE.findall(cell.source)
+        if "<" in CHOICE.sub("", cell.source) or len(choices) not in CHOICES:
+            yield (
+                f"question {key} should have {CHOICES[0]} to {CHOICES[-1]} choices in the form of "
+                f"the template (tools/chapter.py), blank lines included; found {len(choices)}."
+            )
+        right = []
+        for i, (choice, answer) in enumerate(choices):
+            begins = template.RIGHT if answer.startswith(template.RIGHT) else template.WRONG
+            if not answer.startswith(begins):
+                yield f"question {key}: an answer begins {answer[:20]!r}, not with one of the two."
+            elif len(answer.removeprefix(begins).split()) < REASON:
+                yield f"question {key}: say more of why about {choice!r}."
+            if begins == template.RIGHT:
+                right.append(i)
+        if len(right) != 1:
+            yield f"question {key} should have one right choice, found {len(right)}."
+        else:
+            places.add(right[0])
+            lengths = [len(choice) for choice, _ in choices]
+            longest.append(lengths[right[0]] == max(lengths) > min(lengths))
+    if len(places) == 1:
+        yield "the right choice is at the same place in every question of the quiz."
+    if longest and all(longest):
+        yield "the right choice is the longest in every question of the quiz."
+
+
+@check(CHAPTER_CHECKS)
 def exercises(document: Document) -> Iterator[str]:
     announced = "".join(
         cell.source for cell in document.section("Exercises") if cell.cell_type == "markdown"
@@ -557,7 +607,13 @@ def plain_markdown(document: Document) -> Iterator[str]:
                 yield f"Colab does not know the directive {token.info}."
             elif token.type == "myst_role" and token.meta["name"] not in ROLES:
                 yield f"Colab does not know the role {{{token.meta['name']}}}."
-            elif token.type.startswith("html") and not token.content.startswith("<!--"):
+            elif (
+                token.type.startswith("html")
+                and not token.content.startswith("<!--")
+                and not (
+                    cell.source.startswith("**Question ") and DISCLOSURE.fullmatch(token.content)
+                )
+            ):
                 yield f"HTML is not plain CommonMark: {token.content.strip()[:50]!r}."
             elif token.type == "text":
                 for pattern, what in MYST.items():
@@ -725,6 +781,14 @@ def test_glossary_entries_are_whole() -> None:
         assert len(definition) > 20, f"{term} has no definition"
 
 
+def test_glossary_sections_are_in_alphabetical_order() -> None:
+    sections = re.split(r"^## ", (CHAPTERS / "glossary.md").read_text("utf-8"), flags=re.MULTILINE)
+    for section in sections[1:]:
+        terms = [text for level, text in headings(section) if level == 3]
+        assert terms, f"{section[:20]!r} has no terms"
+        assert terms == sorted(terms, key=str.casefold)
+
+
 @cache
 def bibliography() -> BibliographyData:
     return parse_file(str(ROOT / "references.bib"))
@@ -829,6 +893,27 @@ def notebook_meta(**values: Any) -> Break:
     return lambda notebook: notebook.metadata.update(values)
 
 
+def code_after(text: str, source: str) -> Break:
+    """Add a code cell after the first cell that has a text."""
+    return lambda notebook: notebook.cells.insert(
+        notebook.cells.index(cell_with(notebook, text)) + 1, new_code_cell(source)
+    )
+
+
+def every_right_choice(is_: str) -> Break:
+    """Write the quiz anew, with a sign by which the right choice is known."""
+    texts = {"first": ("One.", "Another.", "A third."), "longest": ("By far the longest.", "No.")}
+
+    def apply(notebook: nbformat.NotebookNode) -> None:
+        for k in (1, 2, 3):
+            right = 0 if is_ == "first" else k % 3
+            choices = [texts[is_][0 if i == right else -1] for i in range(3)]
+            cell = cell_with(notebook, f"Question 05.{k}")
+            cell.source = template.question(f"05.{k}", "…?", choices, right=right)
+
+    return apply
+
+
 def output(notebook: nbformat.NotebookNode) -> None:
     notebook.cells[3].outputs = [nbformat.v4.new_output("stream", text="hello")]
 
@@ -900,6 +985,20 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("sections", lambda n: n.cells.append(new_markdown_cell("## Notes")), "last section"),
     ("sections", drop("tl.records.claim"), "no code cell"),
     ("sections", edit("{cite:t}`pan2010`", ""), "should cite"),
+    ("sections", edit("## Quiz", "## Questions"), "Quiz"),
+    ("quiz", drop("Question 05.3"), "3 to 5 questions, .* found 2"),
+    ("quiz", code_after("Question 05.3", "x = 1"), r"\*\*Question 05\.4\.\*\* …'"),
+    ("quiz", edit("Question 05.2", "Question 05.4"), r"'\*\*Question 05\.2\.\*\* …'"),
+    ("quiz", edit("**Question 05.2.**", "### Question 05.2"), "should begin"),
+    ("quiz", edit("</summary>\n\n", "</summary>\n"), "blank lines included; found 2"),
+    ("quiz", edit("<details>", "<details open>"), "form of the template"),
+    ("quiz", edit("Not so: say", "Say"), "not with one of the two"),
+    ("quiz", edit("Not so: say why it is wrong, and where", "Not so: where"), "say more of why"),
+    ("quiz", edit("Say what the chapter measured that shows it.", "It is."), "say more of why"),
+    ("quiz", edit("**Right.** Say", "Not so: say"), "one right choice, found 0"),
+    ("quiz", edit("Not so: say", "**Right.** Say"), "one right choice, found 2"),
+    ("quiz", every_right_choice("first"), "same place in every question"),
+    ("quiz", every_right_choice("longest"), "longest in every question"),
     ("exercises", drop("Solution 05.3"), "3 or more; found 05.1, 05.2"),
     ("exercises", edit('assert tl.check("05.2", answer)', "answer"), "assert"),
     ("exercises", edit('assert tl.check("05.2"', 'tl.check("05.2"'), "assert"),
@@ -930,6 +1029,8 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("numbers", prose_cell("The [probe](glossary.md#linear-probe) reaches 82 %."), "82 %"),
     ("numbers", prose_cell("| probe |\n| --- |\n| 82 % |"), "82 %"),
     ("numbers", prose_cell("<!-- allow numbers: -->\nIt is 82 %."), "82 %"),
+    ("numbers", edit("<summary>One.", "<summary>It gains 3 per cent."), "3 per cent"),
+    ("numbers", edit("Not so: say", "Not so: with 82 % say"), "82 %"),
     ("plain-markdown", prose_cell("```{note}\nA note.\n```"), "directive {note}"),
     ("plain-markdown", prose_cell("```{nb-exec-table}\n```"), "directive"),
     ("plain-markdown", prose_cell("{term}`probe`"), "role {term}"),
@@ -938,6 +1039,8 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("plain-markdown", prose_cell("% a comment"), "MyST comment"),
     ("plain-markdown", prose_cell("Text.[^1]"), "footnote"),
     ("plain-markdown", prose_cell("<b>bold</b>"), "HTML"),
+    ("plain-markdown", prose_cell("<details>\n<summary>More</summary>\n\nText."), "HTML"),
+    ("plain-markdown", edit("<summary>One.", "<summary><b>One</b>."), "HTML"),
     ("plain-markdown", prose_cell("\\begin{align}a\\end{align}"), "outside dollars"),
     ("plain-markdown", prose_cell("See \\(x\\)."), "between dollars"),
     ("plain-markdown", prose_cell("See $$x$$ here."), "inside a paragraph"),
@@ -952,6 +1055,7 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("spelling", prose_cell("We analyze it."), "'analyze'"),
     ("spelling", prose_cell("The center."), "'center'"),
     ("spelling", prose_cell("<!-- allow spelling: -->\nThe color."), "'color'"),
+    ("spelling", edit("<summary>One.", "<summary>Its color."), "'color'"),
     ("own-paths", code('path = "/home/somebody/dogs"'), "/home/"),
     ("own-paths", prose_cell("Look into `/tmp/dogs`."), "/tmp/"),
 ]
@@ -988,6 +1092,8 @@ FINE: list[tuple[str, str]] = [
     ("spelling", "Call `torch.optim.Optimizer` to optimise; `color` in code."),
     ("spelling", "A group named “Center for Color”."),
     ("plain-markdown", "{cite:p}`pan2010` and $a < b$ and `{term}` and [a](glossary.md)."),
+    ("plain-markdown", template.question("05.1", "$a$?", ("<code>x = 1</code>.",), right=0)),
+    ("spelling", template.question("05.1", "Which?", ("<code>color</code>.",), right=0)),
     ("plain-markdown", "Text:\n\n$$\nx = \\frac{1}{2}\n$$\n\nIt costs \\$5."),
     ("plain-markdown", "| a | b |\n| --- | --- |\n| 1 | $\\\\(x$ |"),
     ("links", "[probe](glossary.md#linear-probe), [traps](#traps), [web](https://example.org)"),

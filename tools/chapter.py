@@ -42,6 +42,12 @@ PROFILE_TAG = "parameters"
 
 SOLUTION_TAGS = ("hide-input", "solution")
 
+# Markdown inside <details> needs the blank lines; so written it works without script in the
+# book, in Jupyter, in Colab and on GitHub.
+QUIZ = "Choose in your head, then open the choices: each says why it is right or wrong."
+CHOICE = "<details>\n<summary>{choice}</summary>\n\n{answer}\n\n</details>"
+RIGHT, WRONG = "**Right.** ", "Not so: "
+
 # Colab reads `accelerator`; a chapter has it only where a GPU helps.
 METADATA: dict[str, Any] = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -71,6 +77,27 @@ def setup_cell() -> str:
     return SETUP.format(repository=repository(), version=version())
 
 
+def question(key: str, text: str, choices: Sequence[str], *, right: int) -> str:
+    """The source of a cell with one question of the quiz.
+
+    Args:
+        key: its number, such as ``"05.1"``.
+        text: what is asked.
+        choices: what can be answered.
+        right: the place of the right choice, from 0.
+    """
+    answers = [
+        CHOICE.format(
+            choice=choice,
+            answer=(RIGHT + "Say what the chapter measured that shows it.")
+            if i == right
+            else (WRONG + "say why it is wrong, and where the chapter shows that."),
+        )
+        for i, choice in enumerate(choices)
+    ]
+    return "\n\n".join([f"**Question {key}.** {text}", *answers])
+
+
 def skeleton(number: str, title: str) -> nbformat.NotebookNode:
     """A chapter with everything that the conventions ask for, and nothing to teach yet.
 
@@ -94,6 +121,10 @@ def skeleton(number: str, title: str) -> nbformat.NotebookNode:
         '    measured=f"seed {run.seed}",\n'
         ")"
     )
+    quiz = [
+        question(f"{number}.{k}", "…?", ("One.", "Another.", "A third."), right=k % 3)
+        for k in (1, 2, 3)
+    ]
     exercises = [
         cell
         for k in (1, 2, 3)
@@ -116,6 +147,8 @@ def skeleton(number: str, title: str) -> nbformat.NotebookNode:
         new_markdown_cell("## Traps\n\n…"),
         new_markdown_cell("## What we measured\n\n…"),
         new_code_cell(claim),
+        new_markdown_cell(f"## Quiz\n\n{QUIZ}"),
+        *map(new_markdown_cell, quiz),
         new_markdown_cell("## Exercises\n\n…"),
         *exercises,
         new_markdown_cell("## Further reading\n\n{cite:t}`pan2010` …"),
