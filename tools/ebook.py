@@ -177,7 +177,7 @@ def pdf() -> int:
             unfinished = Path(folder) / PDF.name
             page.pdf(
                 path=unfinished, format="A4", outline=True, tagged=True,
-                margin={side: "18mm" for side in ("top", "bottom", "left", "right")},
+                margin={"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
             )  # fmt: skip
             shutil.copy(unfinished, PDF)
         browser.close()
