@@ -118,8 +118,8 @@ def colab() -> int:
         for name, (old, new) in sorted(changed.items()):
             print(f"Installing the package moved {name} from {old} to {new}.", file=sys.stderr)
         return 1
-    new = sorted(set(after) - set(before))
-    print(f"Installing the package moved nothing, and added {', '.join(new)}.")
+    added = sorted(set(after) - set(before))
+    print(f"Installing the package moved nothing, and added {', '.join(added)}.")
     return 1 if run_chapters(python) else 0
 
 
