@@ -32,7 +32,7 @@ MAX_TOKENS = 256
 POOLS = ("mean", "first")
 
 _BLOCK = 512  # texts between two steps of the progress bar
-_CHUNK = {"cpu": 16}  # sentences of similar length that go through the network together
+_CHUNK = {"cpu": 8}  # sentences of similar length that go through the network together
 _CHUNK_ELSEWHERE = 256
 
 
