@@ -229,20 +229,18 @@ def search(
             network = finetune(few, encoder, head, recipe(k, lr), own)
             with _precision(run):
                 rows.append((k, lr, evaluate.validate(network, tokens.validation)))
-    best = {k: max((e.value, lr) for shots_, lr, e in rows if shots_ == k)[1] for k in shots}
+    best = {k: max((e.value, lr) for other, lr, e in rows if other == k and lr)[1] for k in shots}
+    found = records.figures({f"validation_{k}_{lr:g}": e for k, lr, e in rows})
     return Record(
         name="banking/rates",
         tier=run.tier,
         split=data.split_name,
         input=f"token ids of {encoder.name}",
         seeds=(draw,),
-        curve=tuple(
-            {"shots": k, "lr": lr, "validation": e.value, "low": e.low, "high": e.high}
-            for k, lr, e in rows
-        ),
-        result={f"best_{k}": lr for k, lr in best.items()},
-        interval={},
-        interval_over="95 %, bootstrap over validation questions, in the curve",
+        curve=tuple({"shots": k, "lr": lr, "validation": e.value} for k, lr, e in rows),
+        result=found["result"] | {f"best_{k}": lr for k, lr in best.items()},
+        interval=found["interval"],
+        interval_over="95 %, bootstrap over validation questions",
         wall_seconds=time.perf_counter() - begin,
         **fields,
     )
@@ -337,7 +335,7 @@ def finetuned(
 def _chosen_rate(shots: int) -> float:
     """The best rate of ``banking/rates``, at the nearest number of labels that is not larger."""
     result = records.load("banking/rates").result
-    tried = sorted(int(name.removeprefix("best_")) for name in result)
+    tried = sorted(int(n.removeprefix("best_")) for n in result if n.startswith("best_"))
     nearest = max((k for k in tried if k <= shots), default=tried[0])
     return float(result[f"best_{nearest}"])
 
