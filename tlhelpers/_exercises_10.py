@@ -49,7 +49,7 @@ def _combine(answer: Any) -> None:
     """
     expect_function(answer, "combine(name, shots, alpha)")
     name = torch.randn(3, dtype=torch.float64)
-    for k, alpha in ((2, 0.5), (5, 3.0), (1, 4.0), (0, 2.0)):
+    for k, alpha in ((2, 0.7), (5, 3.0), (1, 4.0), (0, 2.0)):
         shots = torch.randn(k, 3, dtype=torch.float64)
         call = f"combine, with {k} questions and alpha = {alpha:g},"
         found = _tensor(ask(answer, name.clone(), shots.clone(), alpha, call=call), (3,), call)
