@@ -21,7 +21,7 @@ FILES = {
     "train.csv": (839_073, "b06e26ac675513959a63135f11b94ea7786ed02da65db93a5650d8838cbc664b"),
     "test.csv": (239_961, "d12d6e3bc4c3103966ae786dc435913c0c563dfa328f5a3646d0e62cfeeb474d"),
 }
-"""The two official files: bytes and sha256."""
+"""Bytes and sha256 of the two official files."""
 
 Row = tuple[str, str]  # a text and the name of its class
 
