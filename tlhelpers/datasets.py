@@ -1,4 +1,4 @@
-"""Data sets of images: glyphs and handwritten digits, Stanford Dogs, or a folder of your own.
+"""Data sets: glyphs and handwritten digits, Stanford Dogs, a folder of your own, and Banking77.
 
 Glyphs and digits are small tensors that every installation has. Photographs stay where they are,
 in a folder or in an uncompressed tar, and are decoded when asked for.
@@ -39,6 +39,8 @@ from tlhelpers.characters import Shift as Shift
 from tlhelpers.download import fetch
 from tlhelpers.pixels import PixelCache as PixelCache
 from tlhelpers.pixels import pixel_cache as pixel_cache
+from tlhelpers.questions import Texts as Texts
+from tlhelpers.questions import banking77 as banking77
 from tlhelpers.splits import PARTS, Dataset, take
 
 DOGS_IMAGENET: tuple[int, ...] = (*(i for i in range(151, 269) if i != 251), 273, 274, 275)

@@ -96,7 +96,8 @@ class Split:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(x, y)`` in batches of at most ``size``; shuffled if a generator is given.
 
-        The last batch is smaller where ``size`` does not divide n: nothing is dropped.
+        Images come as a tensor, texts as a sequence of texts. The last batch is smaller where
+        ``size`` does not divide n: nothing is dropped.
         """
         if size < 1:
             raise ValueError(f"a batch needs a size of 1 or more, found {size}.")
@@ -104,7 +105,8 @@ class Split:
         order = torch.randperm(n, generator=generator) if generator else torch.arange(n)
         for rows in order.split(size):
             chosen = take(self.x, rows)
-            yield (chosen if isinstance(chosen, Tensor) else chosen.stack()), self.y[rows]
+            # What does not stack, such as texts, stays the sequence that it is.
+            yield (chosen.stack() if isinstance(chosen, Lazy) else chosen), self.y[rows]
 
 
 class TestSplit:
