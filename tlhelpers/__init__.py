@@ -29,6 +29,7 @@ __all__ = [
     "check",
     "combine",
     "datasets",
+    "decide",
     "discrepancy",
     "dogs",
     "download",
@@ -58,6 +59,7 @@ __all__ = [
     "transferability",
     "unseen",
     "ways",
+    "xrays",
     "zoo",
 ]
 
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
         characters,
         combine,
         datasets,
+        decide,
         discrepancy,
         dogs,
         download,
@@ -102,6 +105,7 @@ if TYPE_CHECKING:
         transferability,
         unseen,
         ways,
+        xrays,
         zoo,
     )
     from tlhelpers.exercises import check
