@@ -3,7 +3,7 @@
     python experiments/xrays.py --data PATH
 
 PATH is the folder of experiments/xrays_bank.py, with ``squeezenet1_1_imagenet.safetensors`` too.
-Writes ``xrays/labels`` and ``xrays/layers``; ``--only`` makes one of them. Six minutes of a CPU core.
+Writes ``xrays/labels`` and ``xrays/layers``; ``--only`` makes one. Nine minutes of one CPU core.
 """
 
 from __future__ import annotations

@@ -492,8 +492,9 @@ class TestTables:
 
     def test_the_frame_and_the_line(self, trial: Report) -> None:
         frame = trial.to_frame()
-        assert frame["metric"].tolist() == ["top1", "top5", "macro_f1", "nll", "ece"]
-        assert frame["value"][3] == trial.nll.value
+        metrics = ["top1", "top5", "balanced_accuracy", "macro_f1", "nll", "ece"]
+        assert frame["metric"].tolist() == metrics
+        assert frame["value"][4] == trial.nll.value
         line = str(trial)
         assert line.startswith("trial (split 'toy split', 600 test images): top-1 ")
         assert str(trial.top1) in line
