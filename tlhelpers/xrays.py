@@ -162,6 +162,7 @@ SCRATCH = Recipe(
 )  # fmt: skip
 """Up to 300 labels; :data:`MORE_STEPS` for more. Fixed in the same way, like the widths."""
 MORE_STEPS = 400
+"""Of training from scratch with 1,000 labels and more."""
 TUNING = Recipe(
     steps=100, batch_size=32, lr=1e-3, head_lr=1e-2, weight_decay=0.01, warmup=0.1,
     augment=JITTER, dropout=0.0, clip=1.0, keep="last",
@@ -395,6 +396,7 @@ DEPTHS: Mapping[str, int] = MappingProxyType(
 )
 """What of SqueezeNet is trained besides the head, as the number of its nine units that is not."""
 RANDOM = "all layers, random start"
+"""The same network without what it learnt from photographs."""
 
 
 def layers(
