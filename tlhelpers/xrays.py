@@ -150,7 +150,7 @@ class Jitter:
 
 
 JITTER = Jitter(Shift(rotation=7, translate=0.6, scale=(0.93, 1.08), contrast=(0.8, 1.2)))
-"""Films lie a little otherwise from child to child; none is mirrored, for the heart is on the left."""
+"""Films lie a little otherwise from child to child; none is mirrored, as the heart lies left."""
 
 # --- classifiers of films -----------------------------------------------------------------
 
