@@ -102,6 +102,20 @@ def test_a_file_arrives_whole_and_is_not_fetched_twice(
     assert server.requests == [None]
 
 
+def test_a_file_with_an_md5_is_checked_too(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    md5 = hashlib.md5(BODY).hexdigest()
+    with pytest.raises(ValueError, match=rf"md5 {md5}, expected 0{{32}}\. It was deleted"):
+        fetch(server.url, path=path, md5="0" * 32)
+    assert files(tmp_path) == []
+    assert fetch(server.url, path=path, md5=md5).read_bytes() == BODY
+    with pytest.raises(ValueError, match="its md5 is"):
+        fetch(server.url, path=path, md5="0" * 32)
+    for both in ({}, {"sha256": SHA256, "md5": md5}):
+        with pytest.raises(ValueError, match="needs one hash"):
+            fetch(server.url, path=path, **both)
+
+
 @pytest.mark.parametrize(
     ("size", "states_length"), [(len(BODY), True), (len(BODY), False), (None, True)]
 )

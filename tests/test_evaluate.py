@@ -14,9 +14,11 @@ from scipy import stats
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
+    balanced_accuracy_score,
     f1_score,
     log_loss,
     precision_recall_fscore_support,
+    roc_auc_score,
     top_k_accuracy_score,
 )
 from torch import Tensor, nn
@@ -104,6 +106,14 @@ class TestKnownAnswers:
         assert r.top1.value == pytest.approx((predicted == labels.numpy()).mean())
         assert r.macro_f1.value == pytest.approx(f1_score(labels, predicted, average="macro"))
         assert r.nll.value == pytest.approx(log_loss(labels, probabilities, labels=range(m)))
+        balanced = balanced_accuracy_score(labels, predicted)
+        assert r.balanced_accuracy.value == pytest.approx(balanced)
+        if m == 2:
+            assert r.auc is not None
+            assert r.auc.value == pytest.approx(roc_auc_score(labels, probabilities[:, 1]))
+            assert f"AUC {r.auc}" in repr(r)
+        else:
+            assert r.auc is None
         if m == 8:
             assert r.top5 is not None
             expected = top_k_accuracy_score(labels, probabilities, k=5)
@@ -181,7 +191,8 @@ class TestIntervals:
         """Weighted sums equal the metrics of the resampled images, written out."""
         counts = evaluate._counts(600, 1000, 0)
         assert (counts.sum(axis=0, dtype=int) == 600).all()
-        drawn = evaluate._replicates(trial.outcomes, 1000, 0)
+        wanted = ("top1", "nll", "macro_f1", "balanced_accuracy")
+        drawn = evaluate._replicates(trial.outcomes, 1000, 0, wanted)
         o = trial.outcomes
         for column in (0, 1, 999):
             rows = np.repeat(np.arange(600), counts[:, column])
@@ -189,8 +200,20 @@ class TestIntervals:
             assert drawn["nll"][column] == pytest.approx(o.loss[rows].mean(), rel=1e-5)
             f1 = f1_score(o.true[rows], o.predicted[rows], average="macro")
             assert drawn["macro_f1"][column] == pytest.approx(f1, rel=1e-5)
+            balanced = balanced_accuracy_score(o.true[rows], o.predicted[rows])
+            assert drawn["balanced_accuracy"][column] == pytest.approx(balanced, rel=1e-5)
 
-    @pytest.mark.parametrize("metric", ["top1", "macro_f1", "nll", "ece"])
+    def test_resamples_of_the_auc_are_scikit_learn_s(self) -> None:
+        scores, labels = draw(80, 2)
+        o = report(scores.round(decimals=1), labels).outcomes  # with ties
+        drawn = evaluate._replicates(o, 300, 0, ["auc"])["auc"]
+        counts = evaluate._counts(80, 300, 0)
+        for column in (0, 1, 299):
+            rows = np.repeat(np.arange(80), counts[:, column])
+            expected = roc_auc_score(o.true[rows], o.margin[rows])
+            assert drawn[column] == pytest.approx(expected)
+
+    @pytest.mark.parametrize("metric", ["top1", "balanced_accuracy", "macro_f1", "nll", "ece"])
     def test_they_cover_the_truth_about_as_often_as_they_say(self, metric: str) -> None:
         """The truth is read off a large sample of the same, miscalibrated, predictor."""
         scores, labels = draw(200_000, 6, seed=9)
@@ -201,6 +224,20 @@ class TestIntervals:
             estimate = getattr(report(1.7 * scores, labels, resamples=300), metric)
             hits += estimate.low <= truth <= estimate.high
         assert 0.88 <= hits / 200 <= 0.99
+
+    def test_that_of_the_auc_covers_the_truth_too(self) -> None:
+        scores, labels = draw(200_000, 2, seed=9)
+        truth = roc_auc_score(labels, scores[:, 1] - scores[:, 0])
+        reports = [report(*draw(150, 2, seed=seed), resamples=300) for seed in range(200)]
+        found = [r.auc for r in reports if r.auc is not None]
+        assert 0.88 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.99
+
+    def test_the_auc_of_a_resample_without_a_class_is_left_out(self) -> None:
+        scores = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+        r = report(scores, torch.tensor([0, 1, 1]))  # a third of the resamples lack class 0
+        assert r.auc is not None
+        assert (r.auc.value, r.auc.low, r.auc.high) == (1, 1, 1)
+        assert report(scores, torch.tensor([1, 1, 1])).auc is None
 
     def test_the_interval_of_a_calibrated_predictor_s_ece_holds_zero(self) -> None:
         lows = [report(*draw(250, 6, seed=seed), resamples=300).ece.low for seed in range(100)]
@@ -271,6 +308,21 @@ class TestReadings:
         assert estimate.low < estimate.value < estimate.high
         assert estimate.unit == "%"
         assert data.test.readings == ()
+
+    @pytest.mark.parametrize("metric", ["balanced_accuracy", "auc", "nll"])
+    def test_validate_has_the_other_metrics_of_a_report(self, metric: str) -> None:
+        scores, labels = draw(80, 2)
+        data = make(scores, labels, split=["validation"] * 80)
+        found = evaluate.validate(identity, data.validation, metric=metric)
+        reported = getattr(report(scores, labels), metric)
+        assert found.to_frame().equals(reported.to_frame())
+
+    def test_validate_says_which_metrics_there_are(self) -> None:
+        data = make(*draw(40, 3), split=["validation"] * 40)
+        with pytest.raises(ValueError, match=r"auc is not defined .* 3 classes, of which 3 occur"):
+            evaluate.validate(identity, data.validation, metric="auc")
+        with pytest.raises(ValueError, match="metric must be one of top1"):
+            evaluate.validate(identity, data.validation, metric="accuracy")
 
     def test_a_predictor_that_fails_costs_no_reading(self) -> None:
         test = make(*draw(50, 3)).test
@@ -440,8 +492,9 @@ class TestTables:
 
     def test_the_frame_and_the_line(self, trial: Report) -> None:
         frame = trial.to_frame()
-        assert frame["metric"].tolist() == ["top1", "top5", "macro_f1", "nll", "ece"]
-        assert frame["value"][3] == trial.nll.value
+        metrics = ["top1", "top5", "balanced_accuracy", "macro_f1", "nll", "ece"]
+        assert frame["metric"].tolist() == metrics
+        assert frame["value"][4] == trial.nll.value
         line = str(trial)
         assert line.startswith("trial (split 'toy split', 600 test images): top-1 ")
         assert str(trial.top1) in line
@@ -471,6 +524,10 @@ class TestDifference:
     @pytest.mark.parametrize("metric", evaluate.METRICS)
     def test_is_the_difference_of_the_values(self, pair: dict[str, Report], metric: str) -> None:
         a, b = pair["good"], pair["noisy"]
+        if metric == "auc":
+            scores, labels = draw(300, 2)
+            weaker = scores + torch.randn(300, 2, generator=torch.Generator().manual_seed(5))
+            a, b = report(scores, labels), report(weaker, labels)
         d = evaluate.difference(a, b, metric)
         assert d.value == pytest.approx(getattr(a, metric).value - getattr(b, metric).value)
         assert d.low < d.value < d.high
@@ -505,10 +562,10 @@ class TestDifference:
             evaluate.difference(a, report(scores, (labels + 1) % 6))
         with pytest.raises(ValueError, match=r"same resamples: .* with seed 0, .* with seed 3"):
             evaluate.difference(a, report(scores, labels, seed=3))
-        with pytest.raises(ValueError, match=r"metric must be one of top1, .* found 'auc'"):
-            evaluate.difference(a, a, "auc")
+        with pytest.raises(ValueError, match=r"metric must be one of top1, .* found 'f1'"):
+            evaluate.difference(a, a, "f1")
         few = report(*draw(50, 3))
-        with pytest.raises(ValueError, match="hold no top5, since there are only 3 classes"):
+        with pytest.raises(ValueError, match="hold no top5, since there are 3 classes"):
             evaluate.difference(few, few, "top5")
 
 

@@ -52,6 +52,24 @@ def test_vision_transformer_gives_its_class_token() -> None:
     assert backbone.at(backbone.stages[0])(images(1, 224)).shape == (1, 768)
 
 
+def test_a_grid_keeps_where_in_the_image_a_stage_saw_something() -> None:
+    backbone = models.backbone("resnet18", weights=None)
+    x = images()
+    whole, fields = backbone.at("layer3")(x), backbone.at("layer3/2x2")(x)
+    assert fields.shape == (2, 4 * 256)
+    torch.testing.assert_close(fields.view(2, 256, 4).mean(2), whole)
+    torch.testing.assert_close(backbone.at("layer3/1x1")(x), whole)
+    left = x.clone()
+    left[..., x.shape[-1] // 2 :] = 0
+    gap = (backbone.at("layer1/1x8")(left) - backbone.at("layer1/1x8")(x)).view(2, 64, 8)
+    assert gap[..., 0].abs().max() < 1e-5 < gap[..., -1].abs().max()
+    with pytest.raises(ValueError, match="no stage 'layer9'"):
+        backbone.at("layer9/2x2")
+    tokens = models.backbone("vit_b_32", weights=None)
+    with pytest.raises(ValueError, match="grid of 2x2 needs a stage with an image plane"):
+        tokens.at(f"{tokens.stages[0]}/2x2")(images(1, 224))
+
+
 def test_stages_are_averaged_over_the_image_plane() -> None:
     backbone = models.backbone("resnet18", weights=None)
     assert backbone.stages == ("layer1", "layer2", "layer3", "layer4")

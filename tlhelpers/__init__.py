@@ -31,6 +31,7 @@ __all__ = [
     "check",
     "combine",
     "datasets",
+    "decide",
     "discrepancy",
     "distances",
     "dogs",
@@ -67,6 +68,7 @@ __all__ = [
     "unseen",
     "ways",
     "widgets",
+    "xrays",
     "zoo",
 ]
 
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
         characters,
         combine,
         datasets,
+        decide,
         discrepancy,
         distances,
         dogs,
@@ -120,6 +123,7 @@ if TYPE_CHECKING:
         unseen,
         ways,
         widgets,
+        xrays,
         zoo,
     )
     from tlhelpers.exercises import check

@@ -1,4 +1,4 @@
-"""Data sets: glyphs and handwritten digits, Stanford Dogs, a folder of your own, and Banking77.
+"""Data sets: glyphs, handwritten digits, dogs, chest X-rays, bank questions, or your own folder.
 
 Glyphs and digits are small tensors that every installation has. Photographs stay where they are,
 in a folder or in an uncompressed tar, and are decoded when asked for.
@@ -14,14 +14,18 @@ import re
 import tarfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 from xml.etree import ElementTree
 
 import numpy as np
+import pooch
 import scipy.io
 import simplejpeg
 import torch
@@ -981,6 +985,155 @@ def _homes(location: Path) -> list[Path]:
     parent = location.parent
     inside = [location] if location.is_dir() else []
     return [*inside, parent, *([parent.parent] if parent.name == "images" else [])]
+
+
+# --- chest X-rays ------------------------------------------------------------------------------
+
+PNEUMONIA_MD5: Mapping[int, str] = MappingProxyType(
+    {
+        28: "28209eda62fecd6e6a2d98b1501bb15f",
+        64: "8f4eceb4ccffa70c672198ea285246c6",
+        128: "05b46931834c231683c68f40c47b2971",
+        224: "d6a3c71de1b945ea11211b03746c1fe1",
+    }
+)
+"""The four official files of PneumoniaMNIST, by the side of their films in pixels."""
+
+PNEUMONIA_CLASSES = ("normal", "pneumonia")
+PNEUMONIA_SPLIT = "official (4,708/524/624)"
+_PNEUMONIA_URL = "https://zenodo.org/records/10519652/files"
+_PNEUMONIA_MEGABYTES = {28: 4, 64: 21, 128: 76, 224: 214}
+
+
+def pneumonia_mnist(
+    path: Path | str | None = None, *, size: int = 28, download: bool = False
+) -> Dataset:
+    """PneumoniaMNIST: chest X-ray films of children, normal or with pneumonia.
+
+    The official file is known by its checksum. Any other file in its format, such as a part of
+    it, is taken by path alone: the data set then has the file's name, and the split says that it
+    is not the official one, so that no result on it passes for one on the official file.
+
+    Args:
+        path: a file of the official format (``.npz`` with ``train_images``, ``train_labels`` and
+            so on), or a folder that holds the official file. By default it is looked for in the
+            folder that ``TLHELPERS_DATA`` names, in its subfolder ``pneumonia_mnist``, and where
+            ``download=True`` puts it.
+        size: side of the films in pixels: 28, 64, 128 or 224. Each is a file of its own.
+        download: where no path is given and the file is not found, fetch it from Zenodo into the
+            cache folder (4, 21, 76 or 214 MB).
+
+    Returns:
+        a data set with x of shape (n, 3, size, size), uint8, its three channels the same; and ids
+        such as ``"train/0017"``, the part and the place in the file. At 224 pixels a part takes
+        up to 0.7 GB of memory when it is used.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a file of an official name has another checksum; or if a file has not the
+            format, holds films of another size, or cannot be read whole.
+
+    Source: films of children of one to five years from Guangzhou Women and Children's Medical
+    Center (Kermany et al. 2018); reduced and split by Yang et al. (2023), MedMNIST v2, CC BY 4.0.
+    Not for clinical use.
+
+    >>> pneumonia_mnist("nowhere.npz")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: path should be a file of PneumoniaMNIST or a folder, found nowhere.npz.
+    """
+    if size not in PNEUMONIA_MD5:
+        sizes = ", ".join(map(str, PNEUMONIA_MD5))
+        raise ValueError(f"PneumoniaMNIST has films of {sizes} pixels, found size={size}.")
+    file = _locate_pneumonia(path, size, download=download)
+    official = _is_official(file, size)
+    films, labels = _read_pneumonia(file, size)
+    parts = [part for part, y in labels.items() for _ in y]
+    return Dataset(
+        name=_pneumonia_name(size).removesuffix(".npz") if official else file.stem,
+        classes=PNEUMONIA_CLASSES,
+        x=torch.from_numpy(np.concatenate(list(films.values())))[:, None].expand(-1, 3, -1, -1),
+        labels=torch.from_numpy(np.concatenate(list(labels.values()))),
+        split=np.array(parts),
+        ids=tuple(f"{part}/{i:04d}" for part, y in labels.items() for i in range(len(y))),
+        split_name=PNEUMONIA_SPLIT if official else f"of {file.name}, not the official file",
+    )
+
+
+def _pneumonia_name(size: int) -> str:
+    return "pneumoniamnist.npz" if size == 28 else f"pneumoniamnist_{size}.npz"
+
+
+def _locate_pneumonia(path: Path | str | None, size: int, *, download: bool) -> Path:
+    name = _pneumonia_name(size)
+    if path is not None:
+        path = Path(path).expanduser()
+        if path.is_file():
+            return path
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"path should be a file of PneumoniaMNIST or a folder, found {path}."
+            )
+        folders = [path]
+    else:
+        data, cache = runtime.data_folder(), runtime.cache_folder() / "pneumonia_mnist"
+        folders = [data, data / "pneumonia_mnist", cache] if data else [cache]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    if download and path is None:
+        url = f"{_PNEUMONIA_URL}/{name}?download=1"
+        return fetch(url, path=folders[-1] / name, md5=PNEUMONIA_MD5[size])
+    looked = " and ".join(str(folder) for folder in folders)
+    unset = "" if path or runtime.data_folder() else f" ({runtime.DATA_VARIABLE} is not set)"
+    others = [p.name for folder in folders for p in sorted(folder.glob("pneumoniamnist*.npz"))]
+    hint = f" There is {_some(others)}: to use a file, pass it as path=." if others else ""
+    raise FileNotFoundError(
+        f"no {name} found in {looked}{unset}.{hint} Pass path= if you have the file elsewhere; or "
+        f"put it into the folder that {runtime.DATA_VARIABLE} names; or pass download=True to "
+        f"fetch {_PNEUMONIA_MEGABYTES[size]} MB from Zenodo. The banks of features that the "
+        f"package ships need none of this."
+    )
+
+
+def _is_official(file: Path, size: int) -> bool:
+    """Whether a file is the official one; one that bears its name has to be."""
+    found, expected = pooch.file_hash(str(file), alg="md5"), PNEUMONIA_MD5[size]
+    if found != expected and file.name == _pneumonia_name(size):
+        raise ValueError(
+            f"{file} has the name of the official file, but another content: its md5 is {found}, "
+            f"expected {expected}. Fetch it again; or, if it is a part that was made on purpose, "
+            f"rename it and pass it as path=."
+        )
+    return found == expected
+
+
+def _read_pneumonia(file: Path, size: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Films (n, size, size) uint8 and labels (n,) int64 of each part."""
+    films, labels = {}, {}
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for part, key in zip(PARTS, ("train", "val", "test"), strict=True):
+                films[part], labels[part] = arrays[f"{key}_images"], arrays[f"{key}_labels"]
+    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{file.name} should be a whole file of PneumoniaMNIST, an .npz with train_images, "
+            f"train_labels, val_images and so on ({type(error).__name__}: {error}). Fetch it again."
+        ) from error
+    for part in PARTS:
+        x, y = films[part], labels[part]
+        if x.dtype != np.uint8 or x.ndim != 3 or x.shape[1:] != (size, size):
+            raise ValueError(
+                f"{file.name}: the {part} films should be uint8 of shape (n, {size}, {size}), "
+                f"found {x.dtype} of shape {x.shape}. Pass the size= that the file has."
+            )
+        if y.dtype.kind not in "iu" or y.size != len(x) or not np.isin(y, (0, 1)).all():
+            raise ValueError(
+                f"{file.name}: the {part} labels should be {len(x)} integers, 0 or 1, found "
+                f"{y.dtype} of shape {y.shape}. Fetch the file again."
+            )
+        labels[part] = y.reshape(-1).astype(np.int64)
+    return films, labels
 
 
 # --- folders of one's own ----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Download one file: resumed where it stopped, checked against its sha256, never left half done."""
+"""Download one file: resumed where it stopped, checked against its hash, never left half done."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ CHUNK = 2**16  # bytes written at a time, and the most that a broken connection 
 TIMEOUT = (10, 60)  # seconds to connect, and between two chunks
 
 
-def fetch(url: str, *, path: Path | str, size: int | None = None, sha256: str) -> Path:
+def fetch(
+    url: str,
+    *,
+    path: Path | str,
+    size: int | None = None,
+    sha256: str | None = None,
+    md5: str | None = None,
+) -> Path:
     """Download ``url`` to ``path``; return at once if the right file is there already.
 
-    The bytes go to ``<path>.part``, which is renamed when its sha256 is right: there is never
+    The bytes go to ``<path>.part``, which is renamed when its hash is right: there is never
     more than one copy, and never a half file at ``path``. After an interruption the ``.part``
     stays, and the next call asks the server for the rest of it (an HTTP range request; a server
     that knows none sends the file anew).
@@ -32,19 +39,21 @@ def fetch(url: str, *, path: Path | str, size: int | None = None, sha256: str) -
         path: where the file shall be; its folder is made.
         size: length in bytes where it is known; free space is then checked beforehand.
         sha256: the expected hash, 64 hexadecimal digits.
+        md5: the expected hash, 32 hexadecimal digits, where a publisher states no other. It tells
+            a damaged file; against one that was forged on purpose it is no protection.
 
     Returns:
         ``path``.
 
     Raises:
-        ValueError: if the hash is wrong (the download is then deleted), or another file lies at
-            ``path`` (which stays).
+        ValueError: if the hash is wrong (the download is then deleted), another file lies at
+            ``path`` (which stays), or not exactly one hash is given.
         ConnectionError: if the server refuses, cannot be reached, or the connection breaks off.
         OSError: if the disk is full, or another process is downloading the same file.
     """
-    path = Path(path)
+    path, expected = Path(path), _expected(sha256, md5)
     if path.exists():
-        return _keep(path, sha256)
+        return _keep(path, expected)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with _exclusive(part) as file:
@@ -56,17 +65,28 @@ def fetch(url: str, *, path: Path | str, size: int | None = None, sha256: str) -
         found = _length(file)
     if size is not None and found < size:
         raise ConnectionError(_broken_off(url, part, found, size))
-    _require_hash(url, part, found, size, sha256)
+    _require_hash(url, part, found, size, expected)
     os.replace(part, path)
     return path
 
 
-def _keep(path: Path, sha256: str) -> Path:
+Hash = tuple[str, str]  # the algorithm's name, and hexadecimal digits
+
+
+def _expected(sha256: str | None, md5: str | None) -> Hash:
+    given = [(name, value) for name, value in (("sha256", sha256), ("md5", md5)) if value]
+    if len(given) != 1:
+        raise ValueError(f"a download needs one hash, sha256 or md5; found {len(given)}.")
+    return given[0]
+
+
+def _keep(path: Path, expected: Hash) -> Path:
     """The file that is there already, if it is the right one."""
-    if (found := pooch.file_hash(str(path), alg="sha256")) != sha256:
+    kind, digits = expected
+    if (found := pooch.file_hash(str(path), alg=kind)) != digits:
         raise ValueError(
-            f"{path} is there, but it is not the expected file: its sha256 is {found}, expected "
-            f"{sha256}. Move it away, then call again."
+            f"{path} is there, but it is not the expected file: its {kind} is {found}, expected "
+            f"{digits}. Move it away, then call again."
         )
     return path
 
@@ -190,14 +210,15 @@ def _disk_is_full(error: OSError, file: BinaryIO, part: Path) -> OSError:
     )
 
 
-def _require_hash(url: str, part: Path, found: int, size: int | None, sha256: str) -> None:
-    digest = pooch.file_hash(str(part), alg="sha256")
-    if digest != sha256:
+def _require_hash(url: str, part: Path, found: int, size: int | None, expected: Hash) -> None:
+    kind, digits = expected
+    digest = pooch.file_hash(str(part), alg=kind)
+    if digest != digits:
         part.unlink()
         length = f"{found:,} bytes" if size is None else f"{found:,} bytes for {size:,}"
         raise ValueError(
-            f"what {url} sent is not the expected file: {length}, sha256 {digest}, expected "
-            f"{sha256}. It was deleted. Call again for a fresh download; if that changes nothing, "
+            f"what {url} sent is not the expected file: {length}, {kind} {digest}, expected "
+            f"{digits}. It was deleted. Call again for a fresh download; if that changes nothing, "
             f"the file on the server has changed: {_another_way(part)}"
         )
 

@@ -24,7 +24,15 @@ from tlhelpers import _inference
 from tlhelpers.splits import Split, TestSplit
 
 # The metrics of a report, and the unit in which each is printed.
-_UNITS = {"top1": "%", "top5": "%", "macro_f1": "%", "nll": "nats", "ece": "%"}
+_UNITS = {
+    "top1": "%",
+    "top5": "%",
+    "balanced_accuracy": "%",
+    "macro_f1": "%",
+    "auc": "",
+    "nll": "nats",
+    "ece": "%",
+}
 METRICS = tuple(_UNITS)
 # Not means over images, hence biased, and on resamples biased once more: see `report`.
 _REFLECTED = ("macro_f1", "ece")
@@ -100,6 +108,8 @@ class Outcomes:
         loss: (n,) the negative log-likelihood of the true class, in nats.
         rank: (n,) how many classes scored higher than the true one.
         classes: the number of classes, m.
+        margin: (n,) the score of the second class minus that of the first, its log odds, where
+            there are two classes; None otherwise.
     """
 
     ids: tuple[str, ...]
@@ -109,6 +119,7 @@ class Outcomes:
     loss: np.ndarray
     rank: np.ndarray
     classes: int
+    margin: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -138,7 +149,13 @@ class Report:
         top1: share of images whose class got the highest score.
         top5: share whose class is among the five highest scores; None for five classes or
             fewer, where it would say nothing.
+        balanced_accuracy: mean over classes of recall; unlike accuracy it does not depend on
+            how often each class occurs.
         macro_f1: mean over classes of the harmonic mean of precision and recall.
+        auc: with two classes the area under the ROC curve: the share of pairs of an image of the
+            second class and one of the first in which the former has the higher margin, ties
+            counting one half. No threshold enters. None for more classes, and where the test
+            images are all of one class.
         nll: mean negative log-likelihood of the true class, in nats.
         ece: expected calibration error over 15 bins.
         ece_floor: the ECE that a perfectly calibrated predictor with these confidences shows
@@ -154,7 +171,9 @@ class Report:
     split_name: str
     top1: Estimate
     top5: Estimate | None
+    balanced_accuracy: Estimate
     macro_f1: Estimate
+    auc: Estimate | None
     nll: Estimate
     ece: Estimate
     ece_floor: float
@@ -187,10 +206,12 @@ class Report:
         return self.outcomes.confidence
 
     def __repr__(self) -> str:
-        top5 = "" if self.top5 is None else f"top-5 {self.top5}, "
+        more = "" if self.top5 is None else f"top-5 {self.top5}, "
+        if self.auc is not None:
+            more = f"balanced accuracy {self.balanced_accuracy}, AUC {self.auc}, "
         return (
             f"{self.name} (split {self.split_name!r}, {len(self):,} test images): "
-            f"top-1 {self.top1}, {top5}NLL {self.nll}, ECE {self.ece} "
+            f"top-1 {self.top1}, {more}NLL {self.nll}, ECE {self.ece} "
             f"(noise floor {100 * self.ece_floor:.1f} %); {_history(self.readings)}"
         )
 
@@ -349,16 +370,30 @@ def grid(
 
 
 def validate(
-    predictor: Predictor, split: Split, *, resamples: int = 1000, seed: int = 0
+    predictor: Predictor,
+    split: Split,
+    *,
+    metric: str = "top1",
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate:
     """The accuracy of a predictor on a labelled split, with a bootstrap interval.
 
     For choices, on validation, and for looking at the training part. Predictors and intervals
     are those of :func:`report`.
 
+    Args:
+        predictor: see :func:`report`.
+        split: the train or the validation split.
+        metric: accuracy, or another one of ``METRICS``.
+        resamples: the number of bootstrap resamples.
+        seed: the seed of the resamples.
+
     Raises:
-        ValueError: if the split is the test split, or empty; and as :func:`report`.
+        ValueError: if the split is the test split, or empty; if the metric is not defined on it;
+            and as :func:`report`.
     """
+    _check_metric(metric)
     if split.name == "test":
         raise ValueError(
             "validate is for the train and validation splits; what is chosen on the test split "
@@ -372,10 +407,15 @@ def validate(
             f"up to {int(split.y.max())}. Fit it on the classes of this data set."
         )
     outcomes = _outcomes(scores, split)
-    right = (outcomes.rank == 0).astype(np.float32)
-    drawn = np.concatenate([right @ w for w in _draw(len(right), resamples, seed)])
-    low, high = _quantiles(drawn / len(right))
-    return Estimate(float(right.mean(dtype=np.float64)), low, high)
+    if metric not in _defined(outcomes):
+        raise ValueError(
+            f"{metric} is not defined on the {split.name} split: it has {scores.shape[1]} classes, "
+            f"of which {len(np.unique(outcomes.true))} occur. top5 needs more than 5, auc needs 2 "
+            f"that both occur."
+        )
+    value = float(_metrics(outcomes, _once(len(outcomes)), [metric])[metric][0])
+    drawn = _replicates(outcomes, resamples, seed, [metric])[metric]
+    return _estimate(metric, value, drawn)
 
 
 def difference(a: Report, b: Report, metric: str = "top1") -> Estimate:
@@ -394,8 +434,7 @@ def difference(a: Report, b: Report, metric: str = "top1") -> Estimate:
         ValueError: if the reports are not of the same test images and resamples, or do not
             both hold the metric.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}.")
+    _check_metric(metric)
     if sorted(a.ids) != sorted(b.ids):
         shared = len(set(a.ids) & set(b.ids))
         raise ValueError(
@@ -416,13 +455,19 @@ def difference(a: Report, b: Report, metric: str = "top1") -> Estimate:
     first, second = getattr(a, metric), getattr(b, metric)
     if first is None or second is None:
         raise ValueError(
-            f"the reports hold no {metric}, since there are only {len(a.classes)} classes."
+            f"the reports hold no {metric}, since there are {len(a.classes)} classes: top5 needs "
+            f"more than 5, and auc 2 that both occur."
         )
     value = first.value - second.value
-    drawn = [_replicates(r.outcomes, r.resamples, r.seed)[metric] for r in (a, b)]
+    drawn = [_replicates(r.outcomes, r.resamples, r.seed, [metric])[metric] for r in (a, b)]
     low, high = _interval(metric, value, drawn[0] - drawn[1])
     unit = "points" if _UNITS[metric] == "%" else _UNITS[metric]
     return Estimate(value, low, high, unit=unit)
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, found {metric!r}.")
 
 
 def mean_interval(
@@ -621,21 +666,37 @@ def _outcomes(scores: np.ndarray, split: Split) -> Outcomes:
         loss=-np.maximum(log_p[rows, true], np.log(np.finfo(np.float64).eps)),
         rank=((scores > own) | tied_before).sum(axis=1),
         classes=scores.shape[1],
+        margin=_margin(scores),
     )
+
+
+def _margin(scores: np.ndarray) -> np.ndarray | None:
+    """(n,) log odds of the second of two classes; a probability of 0 is the lowest or highest."""
+    if scores.shape[1] != 2:
+        return None
+    return scores[:, 1].astype(np.float64) - scores[:, 0]
+
+
+def _defined(outcomes: Outcomes) -> list[str]:
+    """The metrics that these outcomes have."""
+    missing = set()
+    if outcomes.classes <= 5:
+        missing.add("top5")
+    if outcomes.margin is None or len(np.unique(outcomes.true)) < 2:
+        missing.add("auc")
+    return [metric for metric in METRICS if metric not in missing]
 
 
 def _report(
     name: str, scores: np.ndarray, opened: Split, test: TestSplit, resamples: int, seed: int
 ) -> Report:
     outcomes = _outcomes(scores, opened)
-    values = _metrics(outcomes, _once(len(outcomes)))
-    estimates = {}
-    for metric, drawn in _replicates(outcomes, resamples, seed).items():
-        value = float(values[metric][0])
-        low, high = _interval(metric, value, drawn)
-        if _UNITS[metric] == "%":
-            low, high = max(0.0, low), min(1.0, high)
-        estimates[metric] = Estimate(value, low, high, unit=_UNITS[metric])
+    wanted = _defined(outcomes)
+    values = _metrics(outcomes, _once(len(outcomes)), wanted)
+    estimates = {
+        metric: _estimate(metric, float(values[metric][0]), drawn)
+        for metric, drawn in _replicates(outcomes, resamples, seed, wanted).items()
+    }
     floor, ceiling = _calibrated_ece(outcomes, resamples, seed)
     ece = estimates["ece"]
     if ece.value <= ceiling:
@@ -645,8 +706,10 @@ def _report(
         classes=test.classes,
         split_name=test.split_name,
         top1=estimates["top1"],
-        top5=estimates["top5"] if len(test.classes) > 5 else None,
+        top5=estimates.get("top5"),
+        balanced_accuracy=estimates["balanced_accuracy"],
         macro_f1=estimates["macro_f1"],
+        auc=estimates.get("auc"),
         nll=estimates["nll"],
         ece=ece,
         ece_floor=floor,
@@ -657,28 +720,59 @@ def _report(
     )
 
 
+def _estimate(metric: str, value: float, drawn: np.ndarray) -> Estimate:
+    low, high = _interval(metric, value, drawn)
+    if metric != "nll":  # all others are shares
+        low, high = max(0.0, low), min(1.0, high)
+    return Estimate(value, low, high, unit=_UNITS[metric])
+
+
 def _interval(metric: str, value: float, drawn: np.ndarray) -> tuple[float, float]:
-    low, high = _quantiles(drawn)
+    # A resample without one of two classes has no AUC.
+    low, high = _quantiles(drawn[~np.isnan(drawn)])
     if metric in _REFLECTED:
         low, high = 2 * value - high, 2 * value - low
     return min(low, value), max(high, value)
 
 
-def _metrics(outcomes: Outcomes, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """(R,) values of each metric, for R resamples.
+def _metrics(
+    outcomes: Outcomes, weights: np.ndarray, wanted: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """(R,) values of each wanted metric, for R resamples.
 
     All of them are functions of sums over images, so a resample enters as the number of times
     that it holds each image: ``weights`` (n, R).
     """
     n = len(outcomes)
+    found: dict[str, np.ndarray] = {}
     per_image = {"top1": outcomes.rank == 0, "top5": outcomes.rank < 5, "nll": outcomes.loss}
-    found = {name: values.astype(weights.dtype) @ weights / n for name, values in per_image.items()}
-    found["macro_f1"] = np.nanmean(_f1(*_class_counts(outcomes, weights)), axis=0)
-    gaps = _sum_by(
-        _bin(outcomes.confidence, _BINS), outcomes.correct - outcomes.confidence, _BINS, weights
-    )
-    found["ece"] = np.abs(gaps).sum(axis=0) / n
-    return {metric: found[metric] for metric in METRICS}
+    for name, values in per_image.items():
+        if name in wanted:
+            found[name] = values.astype(weights.dtype) @ weights / n
+    if {"balanced_accuracy", "macro_f1"} & set(wanted):
+        counts = _class_counts(outcomes, weights)
+        found["balanced_accuracy"] = np.nanmean(_recall(*counts), axis=0)
+        found["macro_f1"] = np.nanmean(_f1(*counts), axis=0)
+    if "auc" in wanted:
+        found["auc"] = _auc(outcomes, weights)
+    if "ece" in wanted:
+        gaps = _sum_by(
+            _bin(outcomes.confidence, _BINS), outcomes.correct - outcomes.confidence, _BINS, weights
+        )
+        found["ece"] = np.abs(gaps).sum(axis=0) / n
+    return {metric: found[metric] for metric in wanted}
+
+
+def _auc(outcomes: Outcomes, weights: np.ndarray) -> np.ndarray:
+    """(R,) areas under the ROC curve; NaN where a resample lacks a class."""
+    assert outcomes.margin is not None
+    levels, level = np.unique(outcomes.margin, return_inverse=True)
+    # In double precision, since numbers of pairs are added up.
+    counts = weights.astype(np.float64)
+    first, second = (_sum_by(level, outcomes.true == c, len(levels), counts) for c in (0, 1))
+    below = np.cumsum(first, axis=0) - first
+    pairs = first.sum(axis=0) * second.sum(axis=0)
+    return (second * (below + first / 2)).sum(axis=0) / np.where(pairs > 0, pairs, np.nan)
 
 
 def _class_counts(
@@ -760,10 +854,13 @@ def _once(n: int) -> np.ndarray:
     return np.ones((n, 1))
 
 
-def _replicates(outcomes: Outcomes, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """(R,) values of each metric, one for each resample."""
-    blocks = [_metrics(outcomes, weights) for weights in _draw(len(outcomes), resamples, seed)]
-    return {metric: np.concatenate([b[metric] for b in blocks]) for metric in METRICS}
+def _replicates(
+    outcomes: Outcomes, resamples: int, seed: int, wanted: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """(R,) values of each wanted metric, one for each resample."""
+    drawn = _draw(len(outcomes), resamples, seed)
+    blocks = [_metrics(outcomes, weights, wanted) for weights in drawn]
+    return {metric: np.concatenate([b[metric] for b in blocks]) for metric in wanted}
 
 
 def _quantiles(drawn: np.ndarray) -> tuple[float, float]:

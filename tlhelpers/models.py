@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -147,15 +148,20 @@ class Backbone:
         Args:
             stage: ``"features"`` (what the head sees), ``"logits"`` (what the head says), or the
                 name of an inner module, such as those in :attr:`stages`: its output averaged
-                over the image plane, or over the tokens of a transformer.
+                over the image plane, or over the tokens of a transformer. With an ending such as
+                ``"/4x4"`` the image plane is cut into a grid of that many rows and columns, and
+                the average taken over each field: d channels become 16 d features, which keep
+                where in the image they were.
 
         Raises:
-            ValueError: if the network has no such module.
+            ValueError: if the network has no such module, or a grid is asked of what has no image
+                plane.
         """
         if stage == FEATURES:
             return self.network
         if stage == LOGITS:
             return self.classifier
+        stage, grid = _stage_and_grid(stage)
         if stage not in dict(self.classifier.named_modules()):
             raise ValueError(
                 f"{self.name} has no stage {stage!r}. Expected 'features', 'logits', or the name "
@@ -167,23 +173,43 @@ class Backbone:
         extractor = create_feature_extractor(self.classifier, {stage: "out"})
         # torchvision's extractor switches graphs with the mode, and a copy of it wakes up in
         # training mode; a plain graph module keeps the mode it is in.
-        return _AveragedStage(torch.fx.GraphModule(extractor, extractor.graph)).eval()
+        return _AveragedStage(torch.fx.GraphModule(extractor, extractor.graph), grid).eval()
+
+
+_GRID = re.compile(r"(.+)/([1-9]\d?)x([1-9]\d?)")
+
+
+def _stage_and_grid(stage: str) -> tuple[str, tuple[int, int]]:
+    """The name of a module, and the rows and columns over which it is averaged.
+
+    >>> _stage_and_grid("features.11/4x4")
+    ('features.11', (4, 4))
+    """
+    found = _GRID.fullmatch(stage)
+    return (found[1], (int(found[2]), int(found[3]))) if found else (stage, (1, 1))
 
 
 class _AveragedStage(nn.Module):
-    """A stage of a network, with its output averaged to (n, d)."""
+    """A stage of a network, with its output averaged to (n, d rows columns)."""
 
-    def __init__(self, stage: nn.Module) -> None:
+    def __init__(self, stage: nn.Module, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.stage = stage
+        self.stage, self.grid = stage, grid
 
     def forward(self, images: Tensor) -> Tensor:
-        return _average(self.stage(images)["out"])
+        return _average(self.stage(images)["out"], self.grid)
 
 
 @torch.fx.wrap  # a leaf for tracers, which cannot follow a branch on the shape
-def _average(out: Tensor) -> Tensor:
-    """Maps (n, d, h, w), or tokens (n, t, d), averaged to (n, d)."""
+def _average(out: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps (n, d, h, w) averaged over each field of a grid; tokens (n, t, d) over all of them."""
+    if out.ndim == 4 and grid != (1, 1):
+        return nn.functional.adaptive_avg_pool2d(out, grid).flatten(1)
+    if grid != (1, 1):
+        raise ValueError(
+            f"a grid of {grid[0]}x{grid[1]} needs a stage with an image plane, (n, d, h, w), found "
+            f"an output of shape {tuple(out.shape)}. Leave the ending of the stage's name out."
+        )
     if out.ndim == 4:
         return out.mean(dim=(2, 3))
     return out.mean(dim=1) if out.ndim == 3 else out
