@@ -45,6 +45,11 @@ GIVEAWAYS = {
     "14.2": ["sorted", "score(", ">="],
     "14.3": ["var(", "mean()", "**2"],
     "14.4": ["1 - alpha", "is_floating_point"],
+    "17.1": ["/ sum", "sizes[", "* n"],
+    "17.2": ["einsum", "@", "flatten"],
+    "17.3": ["4 *", "12", "8 *"],
+    "17.4": ["dict(", "seen", "sorted"],
+    "17.5": ["ceil", "before - after", "(before"],
 }
 
 

@@ -111,11 +111,11 @@ RATES: Mapping[str, tuple[float, ...]] = {
 }
 """Learning rates to choose from: of the head for the probe, else of the body."""
 
-SHOTS = (1, 5, 20, 100)
-RANKS = (1, 4, 8)
+SHOTS = (1, 10, 100)
+RANKS = (1, 4)
 DRAWS = 5
 TUNING_DRAWS = (100,)
-TUNING_SHOTS = 5
+TUNING_SHOTS = 10
 
 
 def adapted(way: str, *, rank: int = lora.RANK, seed: int = 0) -> SmallResNet:

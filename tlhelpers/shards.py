@@ -3,7 +3,7 @@
 A million small files are slow to list, to copy and to open; a shard is read in one piece, from a
 disk or over a network. What is lost is the choice of any image at any time, so that shuffling and
 resuming have to be thought about anew. Files are those that WebDataset reads and writes
-(Aizman et al. 2020): all members of a sample follow each other and share their name up to the dot.
+(Aizman et al. 2019): all members of a sample follow each other and share their name up to the dot.
 """
 
 from __future__ import annotations
