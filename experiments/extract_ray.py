@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 
 import tlhelpers as tl
-from tlhelpers import ray_extract
+from tlhelpers import scaling
 from tlhelpers.ray_extract import OnRay
 from tlhelpers.splits import Dataset
 
@@ -52,9 +52,7 @@ def main() -> None:
     data = photographs(given.data, given.classes)
     backbone = tl.models.backbone(given.backbone, weights=given.weights or "imagenet")
     if given.record:
-        record = ray_extract.rehearse(
-            data, backbone, workers=given.workers, kill=given.kill, run=run
-        )
+        record = scaling.rehearse(data, backbone, workers=given.workers, kill=given.kill, run=run)
         tl.records.save(record)
         print(record)
         print(record.to_frame().to_string())

@@ -16,8 +16,7 @@ import logging
 import os
 import signal
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlhelpers import features, records, runtime
+from tlhelpers import runtime
 from tlhelpers._attempts import Attempts
-from tlhelpers.features import Engine, Keep, Work
-from tlhelpers.models import Backbone
-from tlhelpers.records import Record
-from tlhelpers.runtime import Run
-from tlhelpers.splits import Dataset
+from tlhelpers.features import Keep, Work
 
-COMMAND = "python experiments/extract_ray.py --data PATH --classes 2 --kill --record"
 STORE = 100 * 2**20  # bytes of shared memory for blocks: ours hold features, never photographs
 
 
@@ -235,109 +229,3 @@ class KillsOnce:
     def digest(self) -> str:
         """A digest of its own, so that the features are not found in the cache."""
         return hashlib.sha256(f"{self.images.digest()} {self.at}".encode()).hexdigest()
-
-
-def rehearse(
-    data: Dataset,
-    backbone: Backbone,
-    *,
-    workers: int = 2,
-    kill: bool = True,
-    run: Run | None = None,
-    command: str = COMMAND,
-) -> Record:
-    """Extract the same bank by one process, by workers on Ray, and by workers of which one dies.
-
-    The cache is left alone: each extraction has an empty one.
-
-    Args:
-        data: photographs, lazy.
-        backbone: with preprocessing.
-        workers: on Ray.
-        kill: whether to make the third extraction.
-        run: device and dtype.
-        command: of the record.
-
-    Returns:
-        the record ``scaling/extract_ray``: a row for each extraction with its ``seconds``, the
-        ``largest_difference`` of a feature from those of one process, whether the bank has the
-        ``same_ids`` in the same order, and how many ``chunks`` there are and were ``delivered``.
-
-    Raises:
-        RuntimeError: if a worker should have died and did not.
-    """
-    run = runtime.default(run)
-    origin = records.provenance(rehearse, features.extract, command=command)
-    begin = time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    banks = []
-    with tempfile.TemporaryDirectory() as folder:
-        marker = Path(folder) / "killed"
-        ways: dict[str, tuple[Any, Engine]] = {
-            "one process": (data.x, features.on_cores),
-            f"{workers} workers on Ray": (data.x, OnRay(workers)),
-        }
-        if kill:
-            # In the middle: in the first chunk nothing would be done yet.
-            mortal = KillsOnce(data.x, len(data) // 2, marker)
-            ways[f"{workers} workers, one killed"] = (mortal, OnRay(workers))
-        for number, (way, (images, engine)) in enumerate(ways.items()):
-            counted = _Counted(engine)
-            with _cache_in(Path(folder) / str(number)):
-                start = time.perf_counter()
-                task = dataclasses.replace(data, x=images)
-                bank = features.extract(task, backbone, run=run, engine=counted)
-                seconds = time.perf_counter() - start
-            banks.append(bank)
-            difference = float((bank.x - banks[0].x).abs().max())
-            rows.append(
-                {
-                    "way": way,
-                    "seconds": seconds,
-                    "largest_difference": difference,
-                    "same_ids": bank.ids == banks[0].ids,
-                    "chunks": len(set(counted.kept)),
-                    "delivered": len(counted.kept),
-                }
-            )
-        if kill and not marker.is_file():
-            raise RuntimeError("no worker came to the image that kills: nothing was rehearsed.")
-    return Record(
-        name="scaling/extract_ray",
-        tier=run.tier,
-        split=data.split_name,
-        input=f"{len(data)} images of {data.name}, {backbone.name}, chunks of {features.CHUNK}",
-        seeds=(),
-        curve=tuple(rows),
-        result={f"{row['way']}, seconds": row["seconds"] for row in rows},
-        interval={},
-        interval_over="",
-        wall_seconds=time.perf_counter() - begin,
-        **origin,
-    )
-
-
-class _Counted:
-    """An engine, and the chunks that it hands over."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.kept = engine, list[range]()
-
-    def __call__(self, work: Work, chunks: Sequence[range], keep: Keep) -> None:
-        def count(chunk: range, rows: Tensor, unread: Mapping[int, str]) -> None:
-            keep(chunk, rows, unread)
-            self.kept.append(chunk)
-
-        self.engine(work, chunks, count)
-
-
-@contextlib.contextmanager
-def _cache_in(folder: Path) -> Iterator[None]:
-    before = os.environ.get(runtime.CACHE_VARIABLE)
-    os.environ[runtime.CACHE_VARIABLE] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ[runtime.CACHE_VARIABLE]
-        if before is not None:
-            os.environ[runtime.CACHE_VARIABLE] = before

@@ -1,16 +1,21 @@
 """What faster and smaller training costs and gains: the studies and the arithmetic of chapter 17.
 
 :func:`lora_study` compares low-rank adapters with a probe and with full fine-tuning on handwritten
-digits, :func:`speed` measures memory formats, bfloat16 and ``torch.compile``. :func:`rounds` times
-things by turns, and :func:`saved_bytes` counts what a forward pass keeps for its backward pass.
+digits, :func:`speed` measures memory formats, bfloat16 and ``torch.compile``, and :func:`rehearse`
+kills a worker of a cluster. :func:`rounds` times things by turns, and :func:`saved_bytes` counts
+what a forward pass keeps for its backward pass.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlhelpers import datasets, evaluate, lora, models, records, runtime, train, zoo
+from tlhelpers import datasets, evaluate, features, lora, models, records, runtime, train, zoo
 from tlhelpers.evaluate import Estimate
-from tlhelpers.models import SmallResNet
+from tlhelpers.features import Engine, Keep, Work
+from tlhelpers.models import Backbone, SmallResNet
+from tlhelpers.ray_extract import KillsOnce, OnRay
 from tlhelpers.records import Record
 from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset
@@ -32,7 +39,12 @@ COMMAND = "python experiments/scaling.py"
 # --- timing -------------------------------------------------------------------------------
 
 
-def rounds(works: Mapping[str, Callable[[], Any]], *, count: int = 7) -> pd.DataFrame:
+def rounds(
+    works: Mapping[str, Callable[[], Any]],
+    *,
+    count: int = 7,
+    clock: Callable[[], float] = time.process_time,
+) -> pd.DataFrame:
     """Time several things by turns, so that what disturbs the machine disturbs them all.
 
     Each is called once before, unmeasured.
@@ -40,6 +52,9 @@ def rounds(works: Mapping[str, Callable[[], Any]], *, count: int = 7) -> pd.Data
     Args:
         works: what is called, by name; on an accelerator it must wait for the device itself.
         count: how often each is measured.
+        clock: gives seconds. The default counts those that this process spends on the processor's
+            cores, all threads together, which other programs disturb least; where an accelerator
+            computes, take ``time.perf_counter``.
 
     Returns:
         seconds: a row for each round, a column for each thing.
@@ -50,11 +65,16 @@ def rounds(works: Mapping[str, Callable[[], Any]], *, count: int = 7) -> pd.Data
     for _ in range(count):
         row = {}
         for name, work in works.items():
-            start = time.perf_counter()
+            start = clock()
             work()
-            row[name] = time.perf_counter() - start
+            row[name] = clock() - start
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _core_seconds() -> float:
+    """Those of this process and of the programs that it has run, such as a compiler."""
+    return sum(os.times()[:4])
 
 
 def times_as_fast(seconds: pd.DataFrame, name: str, reference: str) -> Estimate:
@@ -320,7 +340,7 @@ def speed(
 
     Returns:
         the record ``scaling/speed``: a row for each network and round with the seconds of a step
-        of each variant. In the result, ``<network>, <variant>`` is how many times as fast a step
+        of each variant: on a CPU those of its cores, all threads together. In the result, ``<network>, <variant>`` is how many times as fast a step
         is as the one that comes without doing anything; ``<network>, start-up seconds`` what the
         first compiled step took more than a later one; and ``<network>, steps to pay`` the start-up
         over what a step gains on a channels-last one (-1 where it gains nothing). Without a C++
@@ -330,15 +350,18 @@ def speed(
     origin = records.provenance(speed, command=COMMAND)
     start = time.perf_counter()
     variants = VARIANTS if has_compiler() else VARIANTS[:-1]
+    on_cpu = run.device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    start_clock = _core_seconds if on_cpu else time.perf_counter
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     interval: dict[str, list[float]] = {}
     for name in networks:
         works = {v: training_step(name, v, device=run.device) for v in variants}
-        begin = time.perf_counter()
+        begin = start_clock()
         works[variants[-1]]()
-        first = time.perf_counter() - begin
-        seconds = rounds(works, count=count)
+        first = start_clock() - begin
+        seconds = rounds(works, count=count, clock=clock)
         rows += [
             {"network": name, "round": i} | row for i, row in enumerate(seconds.to_dict("records"))
         ]
@@ -369,3 +392,114 @@ def speed(
         wall_seconds=time.perf_counter() - start,
         **origin,
     )
+
+
+# --- extraction by workers of which one dies ------------------------------------------------
+
+RAY_COMMAND = "python experiments/extract_ray.py --data PATH --classes 2 --kill --record"
+
+
+def rehearse(
+    data: Dataset,
+    backbone: Backbone,
+    *,
+    workers: int = 2,
+    kill: bool = True,
+    run: Run | None = None,
+    command: str = RAY_COMMAND,
+) -> Record:
+    """Extract the same bank by one process, by workers on Ray, and by workers of which one dies.
+
+    The cache is left alone: each extraction has an empty one.
+
+    Args:
+        data: photographs, lazy.
+        backbone: with preprocessing.
+        workers: on Ray.
+        kill: whether to make the third extraction.
+        run: device and dtype.
+        command: of the record.
+
+    Returns:
+        the record ``scaling/extract_ray``: a row for each extraction with its ``seconds``, the
+        ``largest_difference`` of a feature from those of one process, whether the bank has the
+        ``same_ids`` in the same order, and how many ``chunks`` there are and were ``delivered``.
+
+    Raises:
+        RuntimeError: if a worker should have died and did not.
+    """
+    run = runtime.default(run)
+    origin = records.provenance(rehearse, features.extract, command=command)
+    begin = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    banks = []
+    with tempfile.TemporaryDirectory() as folder:
+        marker = Path(folder) / "killed"
+        ways: dict[str, tuple[Any, Engine]] = {
+            "one process": (data.x, features.on_cores),
+            f"{workers} workers on Ray": (data.x, OnRay(workers)),
+        }
+        if kill:
+            # In the middle: in the first chunk nothing would be done yet.
+            mortal = KillsOnce(data.x, len(data) // 2, marker)
+            ways[f"{workers} workers, one killed"] = (mortal, OnRay(workers))
+        for number, (way, (images, engine)) in enumerate(ways.items()):
+            counted = _Counted(engine)
+            with _cache_in(Path(folder) / str(number)):
+                start = time.perf_counter()
+                task = dataclasses.replace(data, x=images)
+                bank = features.extract(task, backbone, run=run, engine=counted)
+                seconds = time.perf_counter() - start
+            banks.append(bank)
+            difference = float((bank.x - banks[0].x).abs().max())
+            rows.append(
+                {
+                    "way": way,
+                    "seconds": seconds,
+                    "largest_difference": difference,
+                    "same_ids": bank.ids == banks[0].ids,
+                    "chunks": len(set(counted.kept)),
+                    "delivered": len(counted.kept),
+                }
+            )
+        if kill and not marker.is_file():
+            raise RuntimeError("no worker came to the image that kills: nothing was rehearsed.")
+    return Record(
+        name="scaling/extract_ray",
+        tier=run.tier,
+        split=data.split_name,
+        input=f"{len(data)} images of {data.name}, {backbone.name}, chunks of {features.CHUNK}",
+        seeds=(),
+        curve=tuple(rows),
+        result={f"{row['way']}, seconds": row["seconds"] for row in rows},
+        interval={},
+        interval_over="",
+        wall_seconds=time.perf_counter() - begin,
+        **origin,
+    )
+
+
+class _Counted:
+    """An engine, and the chunks that it hands over."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.kept = engine, list[range]()
+
+    def __call__(self, work: Work, chunks: Sequence[range], keep: Keep) -> None:
+        def count(chunk: range, rows: Tensor, unread: Mapping[int, str]) -> None:
+            keep(chunk, rows, unread)
+            self.kept.append(chunk)
+
+        self.engine(work, chunks, count)
+
+
+@contextlib.contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    before = os.environ.get(runtime.CACHE_VARIABLE)
+    os.environ[runtime.CACHE_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[runtime.CACHE_VARIABLE]
+        if before is not None:
+            os.environ[runtime.CACHE_VARIABLE] = before
