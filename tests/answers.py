@@ -49,7 +49,6 @@ GIVEAWAYS = {
     "17.2": ["einsum", "@", "flatten"],
     "17.3": ["4 *", "12", "8 *"],
     "17.4": ["dict(", "seen", "sorted"],
-    "17.5": ["ceil", "before - after", "(before"],
 }
 
 

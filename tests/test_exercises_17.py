@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -129,22 +128,3 @@ def impatient(blocks: Blocks, n: int) -> np.ndarray:
 def test_assembled(answer: Callable[..., Any], expected: str) -> None:
     accepted("17.4", assembled)
     assert re.search(expected, hint("17.4", answer))
-
-
-def steps_to_pay(startup: float, before: float, after: float) -> float:
-    return math.ceil(startup / (before - after)) if before > after else math.inf
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (lambda s, b, a: s / (b - a) if b > a else math.inf, "a part of a step"),
-        (lambda s, b, a: math.ceil(s / abs(b - a)) if b != a else math.inf, "never pays"),
-        (lambda s, b, a: math.ceil(s / b), "with what a step gains"),
-        (lambda s, b, a: 3 if b > a else math.inf, "both total times"),
-        (lambda s, b, a: "soon", "a number"),
-    ],
-)
-def test_steps_to_pay(answer: Callable[..., Any], expected: str) -> None:
-    accepted("17.5", steps_to_pay)
-    assert re.search(expected, hint("17.5", answer))

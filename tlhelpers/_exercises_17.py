@@ -160,36 +160,3 @@ def _assembled(answer: Any) -> None:
             f"{call} should raise a ValueError, but it returned {describe(found)}: nobody would "
             f"know."
         )
-
-
-@exercise("17.5", "a start-up pays if there are enough steps to earn it back.")
-def _steps_to_pay(answer: Any) -> None:
-    """Write a function `steps_to_pay(startup, before, after)`: the smallest number of steps after
-    which a compiled training has taken no more time than one that is not.
-
-    `startup` is the seconds that compiling takes, `before` and `after` are the seconds of a step
-    without and with it. Return a whole number, or `math.inf` if it never pays.
-    """
-    expect_function(answer, "steps_to_pay(startup, before, after)")
-    for startup, before, after in (
-        (20.0, 0.5, 0.25),
-        (10.0, 0.75, 0.5),
-        (7.0, 2.0, 0.5),
-        (5.0, 0.25, 0.25),
-        (5.0, 0.25, 0.5),
-        (0.0, 1.0, 0.5),
-    ):
-        call = f"steps_to_pay({startup:g}, {before:g}, {after:g})"
-        found = ask(answer, startup, before, after, call=call)
-        if not isinstance(found, int | float | np.number) or math.isnan(found):
-            raise Hint(f"{call} should return a number, but it returned {describe(found)}.")
-        right = math.ceil(startup / (before - after)) if before > after else math.inf
-        if found == right:
-            continue
-        if right == math.inf:
-            raise Hint(f"{call} returned {found:g}, where a step gains nothing: it never pays.")
-        if found == startup / (before - after):
-            raise Hint(f"{call} returned a part of a step; steps are whole.")
-        if math.isclose(found, startup / before) or found == math.ceil(startup / before):
-            raise Hint(f"{call} compared the start-up with a step, not with what a step gains.")
-        raise Hint(f"{call} returned {found:g}. Write down both total times after n steps.")

@@ -116,6 +116,9 @@ class OnRay:
             if self.address is None and "RAY_ADDRESS" not in os.environ:
                 # The path of a socket may have about a hundred letters, and Ray's own use most.
                 place = "/tmp" if os.path.isdir("/tmp") else None
+                # Workers step back behind every other program by default: on a busy machine,
+                # for ever.
+                os.environ.setdefault("RAY_worker_niceness", "0")
                 folder = tempfile.TemporaryDirectory(
                     prefix="ray", dir=place, ignore_cleanup_errors=True
                 )

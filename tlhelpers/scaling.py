@@ -340,10 +340,11 @@ def speed(
 
     Returns:
         the record ``scaling/speed``: a row for each network and round with the seconds of a step
-        of each variant: on a CPU those of its cores, all threads together. In the result, ``<network>, <variant>`` is how many times as fast a step
-        is as the one that comes without doing anything; ``<network>, start-up seconds`` what the
-        first compiled step took more than a later one; and ``<network>, steps to pay`` the start-up
-        over what a step gains on a channels-last one (-1 where it gains nothing). Without a C++
+        of each variant, on a CPU those of its cores, all threads together. In the result,
+        ``<network>, <variant>`` is how many times as fast a step is as one without any of them;
+        ``<network>, start-up seconds`` what the first compiled step took more than a later one;
+        and ``<network>, steps to pay`` the start-up over what a step gains on a channels-last one
+        (-1 where it gains nothing). Without a C++
         compiler what is compiled is left out.
     """
     run = runtime.default(run)
