@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -138,13 +139,12 @@ def _ray() -> Any:
     # Read by Ray when it starts: it would report its use to its makers otherwise.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        import ray
-        import ray.data
+        importlib.import_module("ray.data")
     except ImportError as error:
         raise ImportError(
             'OnRay needs Ray Data: pip install "tlhelpers[cluster]", or pip install "ray[data]".'
         ) from error
-    return ray
+    return importlib.import_module("ray")
 
 
 def _last_line(error: BaseException) -> str:

@@ -125,7 +125,7 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
 
 WAYS = ("probe", "LoRA", "full")
 RATES: Mapping[str, tuple[float, ...]] = {
-    "probe": (3e-3, 1e-2, 3e-2),
+    "probe": (1e-2, 3e-2, 1e-1),
     "LoRA": (2e-3, 8e-3, 3e-2),
     "full": (5e-4, 2e-3, 8e-3),
 }
