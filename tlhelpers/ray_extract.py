@@ -44,12 +44,12 @@ class OnRay:
 
     Ray Data replaces dead actors and tries again for ever, so that an image which kills whoever
     reads it would keep a cluster busy without end. The workers therefore count how often a chunk
-    has been begun, and give up by an error that names it.
+    has been begun, and give up a chunk by an error that names it, when all others are done.
 
     Attributes:
         workers: how many actors.
-        retries: how often a chunk is begun again after the death of its worker, before the
-            extraction fails.
+        retries: how often a chunk is begun again after the death of its worker, before it is
+            given up.
         address: of a cluster that runs already, ``"auto"`` for the one of this machine; None
             takes the cluster that this program is connected to, else the one that the
             environment names (``RAY_ADDRESS``), else starts one on this machine for the time of
@@ -88,8 +88,8 @@ class OnRay:
         work = dataclasses.replace(work, network=copy.deepcopy(work.network).cpu())
         rows = [{"start": chunk.start, "stop": chunk.stop} for chunk in chunks]
         with self._cluster(ray):
-            context = ray.data.DataContext.get_current()
-            context.enable_progress_bars = False
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.WARNING)
             done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Actor,
                 fn_constructor_args=(work, _Begin(ray), self.retries),
@@ -98,14 +98,20 @@ class OnRay:
                 num_cpus=1,
                 num_gpus=self.gpus,
             )
-            try:
-                for result in done.iter_rows():
+            given_up = []
+            for result in done.iter_rows():
+                if result["deaths"]:
+                    given_up.append(
+                        f"{result['deaths']} workers died of images {result['start']} to "
+                        f"{result['stop'] - 1}"
+                    )
+                else:
                     keep(*_unpack(result))
-            except ray.exceptions.RayError as error:
-                raise RuntimeError(
-                    f"the workers could not end the extraction: {_last_line(error)}. What is "
-                    f"done is kept, and another call goes on from there."
-                ) from error
+        if given_up:
+            raise RuntimeError(
+                f"{'; '.join(given_up)}, or of their memory. All others are done and kept. Extract "
+                f"without OnRay to see what is wrong with these."
+            )
 
     @contextlib.contextmanager
     def _cluster(self, ray: Any) -> Iterator[None]:
@@ -147,12 +153,6 @@ def _ray() -> Any:
     return importlib.import_module("ray")
 
 
-def _last_line(error: BaseException) -> str:
-    """Ray prints the traceback of the worker, which ends with what was wrong."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip().rstrip(".")
-
-
 class _Begin:
     """Counts how often each chunk has been begun, in a process of its own that sees all workers."""
 
@@ -180,17 +180,17 @@ class _Actor:
         self.begin, self.retries = begin, retries
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {key: [] for key in ("start", "stop", "rows", "unread")}
+        keys = ("start", "stop", "rows", "unread", "deaths")
+        found: dict[str, list[Any]] = {key: [] for key in keys}
         for start, stop in zip(batch["start"].tolist(), batch["stop"].tolist(), strict=True):
-            if (begun := self.begin(start)) > self.retries + 1:
-                raise RuntimeError(
-                    f"{begun - 1} workers died of images {start} to {stop - 1}, or of their memory"
-                )
-            rows, unread = self.work.features(range(start, stop))
-            found["start"].append(start)
-            found["stop"].append(stop)
-            found["rows"].append(rows.numpy().tobytes())
-            found["unread"].append(json.dumps(unread))
+            deaths = self.begin(start) - 1
+            hopeless = deaths > self.retries
+            rows, unread = (
+                (torch.zeros(0), {}) if hopeless else self.work.features(range(start, stop))
+            )
+            values = (start, stop, rows.numpy().tobytes(), json.dumps(unread), deaths * hopeless)
+            for key, value in zip(keys, values, strict=True):
+                found[key].append(value)
         return found
 
 
