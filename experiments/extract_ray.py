@@ -8,7 +8,7 @@ started on this machine for the time of the call. An interrupted call is taken u
 
 ``--kill --record`` makes the record ``scaling/extract_ray`` of chapter 17 instead: the bank by one
 process, by the workers, and by the workers of which one is killed half-way. It takes about MINUTES
-minutes of one core with two breeds (``--classes 2``) and SqueezeNet.
+minutes of one core with ten breeds (``--classes 10``) and SqueezeNet.
 
 Needs ``pip install "tlhelpers[cluster]"``.
 """

@@ -397,7 +397,7 @@ def speed(
 
 # --- extraction by workers of which one dies ------------------------------------------------
 
-RAY_COMMAND = "python experiments/extract_ray.py --data PATH --classes 2 --kill --record"
+RAY_COMMAND = "python experiments/extract_ray.py --data PATH --classes 10 --kill --record"
 
 
 def rehearse(
