@@ -2,9 +2,9 @@
 
     python experiments/scaling.py
 
-Makes ``scaling/lora`` and ``scaling/speed``. ``--only lora`` or ``--only speed`` makes one of
-them. About MINUTES minutes of one CPU core; the second needs a C++ compiler and a machine that does
-nothing else meanwhile. ``experiments/extract_ray.py`` makes the third record.
+Makes ``scaling/lora`` and ``scaling/speed``. ``--only lora`` or ``--only speed`` makes one of them.
+Each takes two minutes of one CPU core; the second needs a C++ compiler.
+``experiments/extract_ray.py`` makes the third record.
 """
 
 from __future__ import annotations
