@@ -7,8 +7,8 @@ PATH is a folder with a folder of pictures for each class, or Stanford Dogs as
 started on this machine for the time of the call. An interrupted call is taken up where it stopped.
 
 ``--kill --record`` makes the record ``scaling/extract_ray`` of chapter 17 instead: the bank by one
-process, by the workers, and by the workers of which one is killed half-way. It takes about MINUTES
-minutes of one core with ten breeds (``--classes 10``) and SqueezeNet.
+process, by the workers, and by the workers of which one is killed half-way. With ten breeds
+(``--classes 10``) and SqueezeNet it takes two minutes on two cores, most of which Ray needs to start.
 
 Needs ``pip install "tlhelpers[cluster]"``.
 """

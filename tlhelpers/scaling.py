@@ -142,7 +142,7 @@ def adapted(way: str, *, rank: int = lora.RANK, seed: int = 0) -> SmallResNet:
     """The network that knows letters, with a head for digits and what ``way`` lets learn.
 
     Args:
-        way: one of :data:`WAYS`.
+        way: one of ``WAYS``.
         rank: of the updates of ``"LoRA"``.
         seed: of the head and of the updates.
 
@@ -292,8 +292,8 @@ def training_step(name: str, variant: str, *, device: torch.device) -> Callable[
     """A training step on noise: forward, backward, and an AdamW update.
 
     Args:
-        name: one of :data:`NETWORKS`.
-        variant: one of :data:`VARIANTS`; ``"compiled"`` is channels last and float32.
+        name: one of ``NETWORKS``.
+        variant: one of ``VARIANTS``; ``"compiled"`` is channels last and float32.
         device: where it runs; the step waits for it.
     """
     batch, side = NETWORKS[name]
@@ -335,7 +335,7 @@ def speed(
 
     Args:
         run: the device.
-        networks: names in :data:`NETWORKS`.
+        networks: names in ``NETWORKS``.
         count: rounds.
 
     Returns:
