@@ -8,7 +8,7 @@ started on this machine for the time of the call. An interrupted call is taken u
 
 ``--kill --record`` makes the record ``scaling/extract_ray`` of chapter 17 instead: the bank by one
 process, by the workers, and by the workers of which one is killed half-way. With ten breeds
-(``--classes 10``) and SqueezeNet it takes two minutes on two cores, most of which Ray needs to start.
+(``--classes 10``) and SqueezeNet it takes two minutes on two cores, most of them for Ray's start.
 
 Needs ``pip install "tlhelpers[cluster]"``.
 """
