@@ -52,7 +52,7 @@ def merged(
         (lambda w, d, u, s: merged(w, d, u, s) - w, "update alone"),
         (lambda w, d, u, s: w.add_(merged(w, d, u, s)), "in place"),
         (lambda w, d, u, s: w, "another weight"),
-        (lambda w, d, u, s: u @ d.flatten(1), "a tensor of shape"),
+        (lambda w, d, u, s: d, "a tensor of shape"),
         (lambda w, d, u, s: 1.0, "a tensor of shape"),
     ],
 )

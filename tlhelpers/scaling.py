@@ -100,7 +100,8 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass, parameters and input not counted.
 
     A storage that is kept several times counts once. Works on the device ``"meta"`` too, where
-    tensors have shapes and no contents, so that a large network can be asked on a small machine.
+    tensors have shapes and no contents, so that a large network can be asked on a small machine (a
+    frozen BatchNorm there keeps a few numbers more than it does on a CPU).
 
     Args:
         network: in the mode that it is to be measured in.
