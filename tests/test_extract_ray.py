@@ -95,7 +95,7 @@ def test_an_image_that_kills_each_time_is_named_and_the_rest_is_kept(
 ) -> None:
     deadly = dataclasses.replace(data, x=Deadly(data.x, COUNT // 2, tmp_path / "killed"))
     with pytest.raises(RuntimeError, match=r"1 workers died of images 20 to 23, or of their mem"):
-        features.extract(deadly, backbone(), run=RUN, engine=OnRay(2, retries=0))
+        features.extract(deadly, backbone(), run=RUN, engine=OnRay(1, retries=0))
     parts = list((tmp_path / "cache").rglob("0*.safetensors"))
     assert {path.stem for path in parts} == {f"{i:09d}" for i in range(0, COUNT, CHUNK) if i != 20}
 
