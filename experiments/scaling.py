@@ -10,11 +10,14 @@ Each takes two minutes of one CPU core; the second needs a C++ compiler.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import tlhelpers as tl
 from tlhelpers import scaling
+from tlhelpers.records import Record
+from tlhelpers.runtime import Run
 
-RECORDS = {"lora": scaling.lora_study, "speed": scaling.speed}
+RECORDS: dict[str, Callable[[Run], Record]] = {"lora": scaling.lora_study, "speed": scaling.speed}
 
 
 def main() -> None:

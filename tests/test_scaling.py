@@ -130,7 +130,8 @@ def test_a_rehearsal_compares_every_way(tmp_path: Path, monkeypatch: pytest.Monk
 
     def workers(count: int) -> features.Engine:
         def engine(work, chunks, keep):  # type: ignore[no-untyped-def]
-            features.on_cores(work, [*chunks, chunks[0]], keep)
+            features.on_cores(work, chunks, keep)
+            features.on_cores(work, chunks[:1], keep)
 
         return engine
 

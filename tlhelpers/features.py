@@ -546,7 +546,7 @@ def _stack(images: list[Tensor]) -> Tensor:
 
 
 class Keep(Protocol):
-    """What an engine hands its results to; safe to call from any thread, and twice."""
+    """What an engine hands its results to, from any thread; a chunk may come again later."""
 
     def __call__(self, chunk: range, rows: Tensor, unread: Mapping[int, str], /) -> None:
         """Write one chunk to the cache.

@@ -118,7 +118,11 @@ class OnRay:
         if ray.is_initialized():
             yield
             return
-        quiet = {"include_dashboard": False, "logging_level": logging.ERROR, "log_to_driver": False}
+        quiet: dict[str, Any] = {
+            "include_dashboard": False,
+            "logging_level": logging.ERROR,
+            "log_to_driver": False,
+        }
         with contextlib.ExitStack() as stack:
             if self.address is None and "RAY_ADDRESS" not in os.environ:
                 # The path of a socket may have about a hundred letters, and Ray's own use most.

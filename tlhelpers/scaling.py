@@ -165,7 +165,7 @@ def adapted(way: str, *, rank: int = lora.RANK, seed: int = 0) -> SmallResNet:
 
 def recipe(way: str, rate: float) -> Recipe:
     """That of the zoo with another learning rate: the body's, or the head's for the probe."""
-    change = {"head_lr": rate} if way == "probe" else {"lr": rate}
+    change: dict[str, Any] = {"head_lr": rate} if way == "probe" else {"lr": rate}
     return dataclasses.replace(zoo.FINE_TUNING, **change)
 
 
