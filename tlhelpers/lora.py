@@ -64,8 +64,8 @@ class LoRALayer(nn.Module):
             raise ValueError(f"the rank of {layer} lies in 1..{most}, found {rank}.")
         self.layer: Any = models.freeze(layer)
         self.scale = scale
-        self.down: nn.Module
-        self.up: nn.Module
+        self.down: Any
+        self.up: Any
         like = {"bias": False, "device": weight.device, "dtype": weight.dtype}
         # torch initialises every layer from its global state, which is not ours to move.
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
@@ -88,9 +88,7 @@ class LoRALayer(nn.Module):
     @torch.no_grad()
     def update(self) -> Tensor:
         """``scale * B A`` in the shape of the layer's weight."""
-        down: Any = self.down.weight
-        up: Any = self.up.weight
-        product = up.flatten(1) @ down.flatten(1)
+        product = self.up.weight.flatten(1) @ self.down.weight.flatten(1)
         return self.scale * product.view_as(self.layer.weight)
 
     @torch.no_grad()

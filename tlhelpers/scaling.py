@@ -130,7 +130,7 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "LoRA": (2e-3, 8e-3, 3e-2),
     "full": (5e-4, 2e-3, 8e-3),
 }
-"""Learning rates to choose from: of the head for the probe, else of the body."""
+"""The learning rates to choose from, of the head for the probe and of the body for the others."""
 
 SHOTS = (1, 10, 100)
 RANKS = (1, 4)
