@@ -46,7 +46,7 @@ class LoRALayer(nn.Module):
 
     def __init__(
         self,
-        layer: nn.Module,
+        layer: torch.nn.Module,
         rank: int = RANK,
         *,
         scale: float = 1.0,
