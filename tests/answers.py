@@ -61,6 +61,10 @@ GIVEAWAYS = {
     "19.2": ["sum(sizes)", "size /", "is_floating_point"],
     "19.3": ["re.", "(?", "findall"],
     "19.4": ["cdf", "** m", "max("],
+    "17.1": ["/ sum", "sizes[", "* n"],
+    "17.2": ["einsum", "@", "flatten"],
+    "17.3": ["4 *", "12", "8 *"],
+    "17.4": ["dict(", "seen", "sorted"],
 }
 
 

@@ -155,13 +155,13 @@ def test_the_readings_of_the_test_split_are_shared() -> None:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of images in each forward pass, as they happen."""
     sizes: list[int] = []
-    forward = features._Work._forward
+    forward = features.Work._forward
 
-    def counting(self: features._Work, images: Tensor) -> Tensor:
+    def counting(self: features.Work, images: Tensor) -> Tensor:
         sizes.append(len(images))
         return forward(self, images)
 
-    monkeypatch.setattr(features._Work, "_forward", counting)
+    monkeypatch.setattr(features.Work, "_forward", counting)
     return sizes
 
 
@@ -245,11 +245,11 @@ INTERRUPTED = """
     import test_features as t
     from tlhelpers import features
     features.CHUNK = 2
-    forward = features._Work._forward
+    forward = features.Work._forward
     def slow(self, images):
         time.sleep(0.05)
         return forward(self, images)
-    features._Work._forward = slow
+    features.Work._forward = slow
     print("go", flush=True)
     features.extract(t.pictures(), t.small_backbone(), run=t.FLOAT)
 """

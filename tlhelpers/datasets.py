@@ -543,9 +543,20 @@ class Archive:
         self.folders = tuple(_clean(m.name) for m in members if m.isdir())
         self._where = {_clean(m.name): (m.offset_data, m.size) for m in members if m.isreg()}
         self.names = tuple(name for name in self._where if _is_visible(name))
+        self._open()
+
+    def _open(self) -> None:
         self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process opens the file for itself; the list of members goes with it.
+        return {k: v for k, v in vars(self).items() if k not in ("_descriptor", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
 
     def read(self, name: str) -> bytes:
         """The bytes of one file.

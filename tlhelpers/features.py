@@ -12,14 +12,14 @@ import hashlib
 import json
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -324,6 +324,7 @@ def extract(
     at: str = models.FEATURES,
     run: Run | None = None,
     on_error: str = "raise",
+    engine: Engine | None = None,
 ) -> FeatureBank:
     """Run a frozen backbone once over a data set; the result is kept in the cache folder.
 
@@ -350,6 +351,8 @@ def extract(
         run: device, dtype and seed; None means the best device.
         on_error: what to do with images that cannot be read: ``"raise"``, or ``"skip"`` to leave
             them out with a warning that names them.
+        engine: who computes the features of photographs; None for the cores of this machine,
+            :class:`~tlhelpers.ray_extract.OnRay` for a cluster.
 
     Returns:
         a bank with an (n, d) float32 row for each image.
@@ -357,6 +360,7 @@ def extract(
     Raises:
         ValueError: if images cannot be read (all of them are named), features are not finite, or
             the images are not what the backbone takes.
+        RuntimeError: if an engine returned without having computed everything.
         OSError: if the cache cannot be written; the images done so far stay in it.
     """
     if on_error not in ("raise", "skip"):
@@ -368,6 +372,11 @@ def extract(
     dtype = torch.float32 if exact else run.dtype
     unread: dict[int, str] = {}
     if backbone.preprocess is None:
+        if engine is not None:
+            raise ValueError(
+                f"an engine shares out photographs, and {backbone.name} takes the tensor of "
+                f"{data.name} as it is: leave the engine out."
+            )
         network = _inference_network(backbone.at(at), run.device, dtype)
         rows = _forward_as_they_are(network, data.x, run.device, dtype)
     else:
@@ -377,8 +386,8 @@ def extract(
             rows, unread = _read_rows(path)
         else:
             network = _inference_network(backbone.at(at), run.device, dtype)
-            work = _Work(data.x, backbone.preprocess, network, run.device, dtype)
-            rows, unread = _extract_in_chunks(work, path)
+            work = Work(data.x, backbone.preprocess, network, run.device, dtype)
+            rows, unread = _extract_in_chunks(work, path, engine or on_cores)
     bad = {data.ids[i]: reason for i, reason in unread.items()}
     if bad and on_error == "raise":
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:5])
@@ -477,8 +486,16 @@ def _inference_network(network: nn.Module, device: torch.device, dtype: torch.dt
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    """What a worker thread needs to turn image numbers into features."""
+class Work:
+    """What a worker, a thread or a process, needs to turn image numbers into features.
+
+    Attributes:
+        images: the lazy sequence, or (n, 3, h, w) uint8.
+        preprocess: what each image goes through.
+        network: normalised images to (n, d), for forward passes only, on the device.
+        device: where the network is.
+        dtype: of its weights.
+    """
 
     images: Any
     preprocess: models.Preprocess
@@ -528,38 +545,54 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def _extract_in_chunks(work: _Work, path: Path) -> tuple[Tensor, dict[int, str]]:
-    """Fill the cache chunk by chunk on all cores, then join the chunks into one file."""
+class Keep(Protocol):
+    """What an engine hands its results to, from any thread; a chunk may come again later."""
+
+    def __call__(self, chunk: range, rows: Tensor, unread: Mapping[int, str], /) -> None:
+        """Write one chunk to the cache.
+
+        Args:
+            chunk: the numbers of its images.
+            rows: (len(chunk), d) float32.
+            unread: the reason for each image that is unreadable, by number.
+        """
+
+
+class Engine(Protocol):
+    """Who turns chunks of image numbers into features, by ``work.features(chunk)``."""
+
+    def __call__(self, work: Work, chunks: Sequence[range], keep: Keep, /) -> None:
+        """Call ``keep`` once or more for each of the chunks, in any order."""
+
+
+def _extract_in_chunks(work: Work, path: Path, engine: Engine) -> tuple[Tensor, dict[int, str]]:
+    """Fill the cache chunk by chunk, then join the chunks into one file."""
     n = len(work.images)
     parts = path.with_suffix(".parts")
-    numbers = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    files = [parts / f"{chunk.start:09d}.safetensors" for chunk in numbers]
-    on_cpu = work.device.type == "cpu"
+    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    files = {chunk: parts / f"{chunk.start:09d}.safetensors" for chunk in chunks}
+    missing = [chunk for chunk, file in files.items() if not file.is_file()]
+    with runtime.progress(total=n, desc="features", unit="image") as bar:
+        bar.update(n - sum(map(len, missing)))
 
-    def compute(chunk: range, file: Path) -> int:
-        if not file.is_file():
-            # Set here because torch's number of threads belongs to the thread that sets it.
-            torch.set_num_threads(1)
-            runtime.write_whole(file, _rows_file(*work.features(chunk)))
-        return len(chunk)
+        def keep(chunk: range, rows: Tensor, unread: Mapping[int, str]) -> None:
+            runtime.write_whole(files[chunk], _rows_file(rows, unread))
+            bar.update(len(chunk))
 
-    with (
-        runtime.torch_threads(1),
-        runtime.keep_memory() if on_cpu else nullcontext(),
-        runtime.progress(total=n, desc="features", unit="image") as bar,
-        ThreadPoolExecutor(runtime.cores()) as pool,
-    ):
-        jobs = [pool.submit(compute, *job) for job in zip(numbers, files, strict=True)]
-        for job in jobs:
-            job.add_done_callback(_advance(bar))
-        runtime.finish(pool, jobs)
-    chunks = [_read_rows(file) for file in files]
-    width = max(rows.shape[1] for rows, _ in chunks)
+        if missing:
+            engine(work, missing, keep)
+    if lost := [chunk for chunk, file in files.items() if not file.is_file()]:
+        raise RuntimeError(
+            f"the engine returned without the features of {sum(map(len, lost)):,} of {n:,} images. "
+            f"What is done is kept: call again, or leave the engine out."
+        )
+    found = [_read_rows(file) for file in files.values()]
+    width = max(rows.shape[1] for rows, _ in found)
     # A chunk in which no image could be read does not know the width.
     rows = torch.cat(
-        [rows if rows.shape[1] else rows.new_zeros(len(rows), width) for rows, _ in chunks]
+        [rows if rows.shape[1] else rows.new_zeros(len(rows), width) for rows, _ in found]
     )
-    unread = {i: reason for _, bad in chunks for i, reason in bad.items()}
+    unread = {i: reason for _, bad in found for i, reason in bad.items()}
     runtime.write_whole(path, _rows_file(rows, unread))
     for file in parts.iterdir():
         file.unlink()
@@ -567,16 +600,24 @@ def _extract_in_chunks(work: _Work, path: Path) -> tuple[Tensor, dict[int, str]]
     return rows, unread
 
 
-def _advance(bar: Any) -> Callable[[Any], None]:
-    def advance(job: Any) -> None:
-        if not job.cancelled() and job.exception() is None:
-            bar.update(job.result())
+def on_cores(work: Work, chunks: Sequence[range], keep: Keep) -> None:
+    """The engine of one machine, an :class:`Engine`: each core decodes and computes for itself."""
 
-    return advance
+    def compute(chunk: range) -> None:
+        # Set here because torch's number of threads belongs to the thread that sets it.
+        torch.set_num_threads(1)
+        keep(chunk, *work.features(chunk))
+
+    with (
+        runtime.torch_threads(1),
+        runtime.keep_memory() if work.device.type == "cpu" else nullcontext(),
+        ThreadPoolExecutor(runtime.cores()) as pool,
+    ):
+        runtime.finish(pool, [pool.submit(compute, chunk) for chunk in chunks])
 
 
-def _rows_file(rows: Tensor, unread: dict[int, str]) -> bytes:
-    return save({"rows": rows.contiguous()}, {"unread": json.dumps(unread)})
+def _rows_file(rows: Tensor, unread: Mapping[int, str]) -> bytes:
+    return save({"rows": rows.contiguous()}, {"unread": json.dumps(dict(unread))})
 
 
 def _read_rows(path: Path) -> tuple[Tensor, dict[int, str]]:
