@@ -45,6 +45,10 @@ GIVEAWAYS = {
     "14.2": ["sorted", "score(", ">="],
     "14.3": ["var(", "mean()", "**2"],
     "14.4": ["1 - alpha", "is_floating_point"],
+    "16.1": [".T @", "mean(", "norm("],
+    "16.2": ["arange", "0.5", "mean("],
+    "16.3": ["softmax(", "sum(", "exp("],
+    "16.4": ["cumsum", "argsort", "arange"],
 }
 
 
