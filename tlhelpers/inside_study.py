@@ -322,7 +322,7 @@ MAPS: Mapping[str, Map] = MappingProxyType(
     {
         "gradient": _absolute(inside.gradient),
         "gradient × input": _absolute(inside.gradient_times_input),
-        "integrated gradients": _absolute(partial(inside.integrated_gradients, steps=16)),
+        "integrated gradients": _absolute(partial(inside.integrated_gradients, steps=8)),
         "guided backprop": _absolute(inside.guided_backprop),
         "Grad-CAM, stage 2": partial(inside.grad_cam, at="stage2"),
         "Grad-CAM, stage 3": partial(inside.grad_cam, at="stage3"),
@@ -330,8 +330,9 @@ MAPS: Mapping[str, Map] = MappingProxyType(
 )
 """The maps that are compared: how much each pixel matters, without a sign."""
 
-TRAINED = ("honest", "stamp", "pen")
-SOURCE = "letters"
+TRAINED = ("honest", "stamp", "stamp, pretrained", "pen")
+"""The networks: trained on plain digits, on stamped threes from random weights and from those
+pretrained on letters, and on digits whose pen tells the class."""
 
 
 def shortcuts(
@@ -339,14 +340,13 @@ def shortcuts(
     *,
     draws: int = DRAWS,
     k: int = K,
-    images: int = 150,
+    images: int = 100,
     recipe: Recipe = RECIPE,
 ) -> Record:
     """What maps find of a planted shortcut.
 
-    For each draw three networks are trained: on plain digits, on digits whose threes bear a stamp,
-    and on digits whose pen tells the class. Each is tested on plain digits, on digits that all
-    bear the stamp, and on digits with any pen: three readings a draw.
+    For each draw the four networks of ``TRAINED`` are trained. Each is tested on plain digits, on
+    digits that all bear the stamp, and on digits with any pen: three readings a draw.
 
     Args:
         run: device, and the seed to which the draw is added.
@@ -392,7 +392,7 @@ def shortcuts(
 def shortcut_networks(
     data: Dataset, run: Run, *, kinds: Sequence[str] = TRAINED, recipe: Recipe = RECIPE
 ) -> dict[str, SmallResNet]:
-    """A network for each kind of training images, all from random weights.
+    """The networks with and without a shortcut, from random weights where nothing else is said.
 
     Args:
         data: plain digits.
@@ -410,7 +410,12 @@ def shortcut_networks(
         "stamp": with_stamp(data, everywhere=False, seed=run.seed)[0],
         "pen": with_pens(data, lying=False, seed=run.seed),
     }
-    return {kind: finetune(seen[kind], run, source=SOURCE, recipe=recipe) for kind in kinds}
+    networks = {}
+    for kind in kinds:
+        images, _, pretrained = kind.partition(", ")
+        source = "letters" if pretrained else "random"
+        networks[kind] = finetune(seen[images], run, source=source, recipe=recipe)
+    return networks
 
 
 def _planted(draw: int, k: int, images: int, recipe: Recipe, run: Run) -> list[dict[str, Any]]:
