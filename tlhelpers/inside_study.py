@@ -357,8 +357,8 @@ def shortcuts(
 
     Returns:
         the record ``inside/shortcuts``. A row of its curve is one network of one draw: its test
-        accuracy on each kind of images (``plain``, ``stamped``, ``penned``), the share of test
-        images of other classes that it takes for a three, without and with the stamp
+        accuracy on each kind of images (``plain``, ``stamped``, ``penned``), the share of plain
+        threes that it knows (``threes_found``), the share of test images of other classes that it takes for a three, without and with the stamp
         (``threes_plain``, ``threes_stamped``), and ``maps``, a list with a row for each kind of
         map: the share of maps *for the class three*, on stamped images of other classes, whose
         highest point is at the stamp (``points``); and the mean share of the map of its own
@@ -442,6 +442,7 @@ def _planted(draw: int, k: int, images: int, recipe: Recipe, run: Run) -> list[d
         rows.append(
             {"draw": draw, "trained": kind}
             | {name: found[kind].top1.value for name, found in reports.items()}
+            | {"threes_found": float((answers["plain"][~other] == STAMPED).mean())}
             | {
                 f"threes_{name}": float((answers[name][other] == STAMPED).mean())
                 for name in ("plain", "stamped")
