@@ -358,8 +358,9 @@ def shortcuts(
     Returns:
         the record ``inside/shortcuts``. A row of its curve is one network of one draw: its test
         accuracy on each kind of images (``plain``, ``stamped``, ``penned``), the share of plain
-        threes that it knows (``threes_found``), the share of test images of other classes that it takes for a three, without and with the stamp
-        (``threes_plain``, ``threes_stamped``), and ``maps``, a list with a row for each kind of
+        threes that it knows (``threes_found``), the share of test images of other classes that it
+        takes for a three, without and with the stamp (``threes_plain``, ``threes_stamped``), and
+        ``maps``, a list with a row for each kind of
         map: the share of maps *for the class three*, on stamped images of other classes, whose
         highest point is at the stamp (``points``); and the mean share of the map of its own
         answer, on plain images, that lies on ink (``on_ink``; ``on_ink_right`` and
