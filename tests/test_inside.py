@@ -190,12 +190,10 @@ class TestMaps:
             body = nn.Sequential(network.stem, network.stage1, network.stage2, network.stage3)
             activations = body(X)
             cam = torch.einsum("nd,ndhw->nhw", network.head.weight[Y], activations).relu()
-        small = nn.functional.adaptive_avg_pool2d(maps, 4)
+        shown = nn.functional.interpolate(cam[:, None] / 16, (16, 16), mode="bilinear")
         assert maps.shape == (12, 16, 16)
-        # 16 positions share the mean; averaging undoes the interpolation inside, not at the rim.
-        inner = (small * 16)[:, 1:3, 1:3] / cam[:, 1:3, 1:3].clamp(min=1e-6)
-        assert stats.spearmanr(small.flatten(), cam.flatten()).statistic > 0.95
-        assert 0.5 < float(inner[cam[:, 1:3, 1:3] > 0.5].median()) < 2
+        assert torch.allclose(maps, shown[:, 0], atol=1e-5), "a mean over 4 x 4 places"
+        assert float(maps.min()) >= 0
 
     def test_refuse_what_has_no_plane_or_no_target(self, network: models.SmallResNet) -> None:
         with pytest.raises(ValueError, match="maps of a layer"):
