@@ -53,8 +53,8 @@ def _check_cka(found: float, x: Array, y: Array, call: str) -> None:
         raise Hint(f"{call} centred each example; it is each feature whose mean should be 0.")
     if same(math.sqrt(right)) or same(right**2):
         raise Hint(f"{call} is right but for a square: only the norm above is squared.")
-    top = np.linalg.norm(b.T @ a, 2) ** 2
-    if same(top / (np.linalg.norm(a.T @ a, 2) * np.linalg.norm(b.T @ b, 2))):
+    top = float(np.linalg.norm(b.T @ a, 2) ** 2)
+    if same(top / float(np.linalg.norm(a.T @ a, 2) * np.linalg.norm(b.T @ b, 2))):
         raise Hint(f"{call} took spectral norms; Frobenius's sums the squares of all entries.")
     raise Hint(f"{call} returned {found:.4f}. For x and x itself it should give 1; does it?")
 
@@ -145,7 +145,8 @@ def _slope(answer: Any) -> None:
         found = ask(answer, logits.copy(), labels.copy(), beta, call=call)
         if not isinstance(found, tuple | list | Array) or len(found) != 2:
             raise Hint(f"{call} should return two numbers, but it returned {describe(found)}.")
-        _check_slope(*(number(v, call) for v in found), logits, labels, beta, call)
+        first, second = (number(value, call) for value in found)
+        _check_slope(first, second, logits, labels, beta, call)
 
 
 def _check_slope(
