@@ -42,7 +42,7 @@ def test_the_pen_tells_the_class_or_nothing() -> None:
 
 
 def test_what_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"honest, stamp, .*, found mark"):
+    with pytest.raises(ValueError, match="found 'mark'"):
         inside_study.shortcut_networks(inside_study.few(0, k=1), RUN, kinds=["mark"])
 
 
