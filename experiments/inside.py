@@ -3,7 +3,7 @@
     python experiments/inside.py
 
 Writes ``inside/finetuned`` and ``inside/shortcuts``; ``--only`` and the second part of a name makes
-one of them. About MINUTES minutes of one CPU core.
+one of them. About two and a half minutes of one CPU core.
 """
 
 from __future__ import annotations

@@ -193,6 +193,7 @@ class TestMaps:
         shown = nn.functional.interpolate(cam[:, None] / 16, (16, 16), mode="bilinear")
         assert maps.shape == (12, 16, 16)
         assert torch.allclose(maps, shown[:, 0], atol=1e-5), "a mean over 4 x 4 places"
+        assert not X.requires_grad, "the images stay as they were"
         assert float(maps.min()) >= 0
 
     def test_refuse_what_has_no_plane_or_no_target(self, network: models.SmallResNet) -> None:

@@ -62,7 +62,7 @@ class RiskCoverage:
     """The error among those answered, for every share of examples that is answered.
 
     Attributes:
-        coverage: (n,) 1/n, 2/n, ..., 1: the share answered, those with the highest scores.
+        coverage: (n,) the share answered, those with the highest scores, from 1/n to 1.
         risk: (n,) the share of wrong answers among them.
         area: the mean of ``risk``, with a 95 % bootstrap interval over the examples.
         best: the area that a score would have that puts every wrong answer last.

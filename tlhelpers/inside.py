@@ -342,7 +342,8 @@ def grad_cam(network: nn.Module, x: Tensor, target: Tensor, *, at: str) -> Tenso
     hook = module.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:
         with _inference.evaluating(network) as device, torch.enable_grad():
-            logit = _logit(network, x.to(device).requires_grad_(), target)
+            images = x.detach().clone().to(device).requires_grad_()
+            logit = _logit(network, images, target)
             (slopes,) = torch.autograd.grad(logit.sum(), kept)
     finally:
         hook.remove()

@@ -43,7 +43,7 @@ COMMAND = "python experiments/inside.py"
 K = 20  # labels a class
 DRAWS = 5
 RECIPE: Recipe = zoo.FINE_TUNING
-"""How everything is trained here: the recipe of chapter 07, fixed beforehand."""
+"""How everything is trained here, the recipe of chapter 07, fixed beforehand."""
 
 STAGES = ("stem", "stage1", "stage2", "stage3")
 RISK = 0.05
@@ -252,7 +252,7 @@ STAMPED = 3
 """The class whose training images bear the stamp."""
 
 PENS = tuple(round(0.3 + 0.07 * i, 2) for i in range(10))
-"""Ten strengths of the ink, one for each class: 1 is black."""
+"""Ten strengths of the ink, one for each class; 1 is black."""
 
 
 def stamp(x: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -328,10 +328,10 @@ MAPS: Mapping[str, Map] = MappingProxyType(
         "Grad-CAM, stage 3": partial(inside.grad_cam, at="stage3"),
     }
 )
-"""The maps that are compared: how much each pixel matters, without a sign."""
+"""The maps that are compared, all of how much a pixel matters, without a sign."""
 
 TRAINED = ("honest", "stamp", "stamp, pretrained", "pen")
-"""The networks: trained on plain digits, on stamped threes from random weights and from those
+"""The networks, trained on plain digits, on stamped threes from random weights and from those
 pretrained on letters, and on digits whose pen tells the class."""
 
 
