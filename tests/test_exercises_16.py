@@ -61,6 +61,7 @@ def attribute(
         (lambda g, x, b, s: g(x) * (x - b), "at x alone"),
         (lambda g, x, b, s: g(b) * (x - b), "another map"),
         (lambda g, x, b, s: attribute(g, x, b, s).sum(), r"shape \(4,\)"),
+        (lambda g, x, b, s: {"map": x}, "return an array"),
     ],
 )
 def test_attribute(answer: Callable[..., Any], expected: str) -> None:

@@ -78,9 +78,16 @@ def _integrated(answer: Any) -> None:
         x, baseline = generator.normal(size=4), generator.normal(size=4)
         call = f"attribute, with {steps} steps,"
         given = (gradient, x.copy(), baseline.copy(), steps)
-        found = np.asarray(ask(answer, *given, call=call), dtype=float)
-        if found.shape != (4,):
-            raise Hint(f"{call} should return an array of shape (4,), found {found.shape}.")
+        returned = ask(answer, *given, call=call)
+        try:
+            found = np.asarray(returned, dtype=float)
+        except (TypeError, ValueError):
+            raise Hint(f"{call} should return an array, not {describe(returned)}.") from None
+        if found.shape != (4,) or not np.isfinite(found).all():
+            raise Hint(
+                f"{call} should return four finite numbers as an array of shape (4,), found "
+                f"{describe(returned)}."
+            )
         _check_map(found, gradient, x, baseline, steps, call)
 
 
