@@ -65,6 +65,10 @@ GIVEAWAYS = {
     "17.2": ["einsum", "@", "flatten"],
     "17.3": ["4 *", "12", "8 *"],
     "17.4": ["dict(", "seen", "sorted"],
+    "16.1": [".T @", "mean(", "norm("],
+    "16.2": ["arange", "0.5", "mean("],
+    "16.3": ["softmax(", "sum(", "exp("],
+    "16.4": ["cumsum", "argsort", "arange"],
 }
 
 

@@ -169,6 +169,9 @@ class TestCalibration:
         inside = table.dropna()
         assert (inside["confidence"] > inside["low"]).all()
         assert (inside["confidence"] <= inside["high"] + 1e-12).all()
+        assert (inside["accuracy_low"] < inside["accuracy"] + 1e-12).all()
+        assert (inside["accuracy_high"] > inside["accuracy"] - 1e-12).all()
+        assert table["accuracy_low"].isna().equals(table["count"] == 0)
         assert list(trial.reliability(4)["high"]) == [0.25, 0.5, 0.75, 1]
         with pytest.raises(ValueError, match="1 bin or more, found 0"):
             trial.reliability(0)

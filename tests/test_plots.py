@@ -250,6 +250,12 @@ class TestAlt:
         assert "largest value, 82.0 %, is at 0.1; the smallest value, 60.0 %, is at 1." in alt
         assert alt.endswith("Chosen: 0.01.")
 
+    def test_reliability_draws_intervals_where_there_are_any(self) -> None:
+        table = bins()
+        ends = {"accuracy_low": table["accuracy"] - 0.1, "accuracy_high": table["accuracy"] + 0.1}
+        without, drawn = (plots.reliability(t) for t in (table, table.assign(**ends)))
+        assert len(drawn.axes[0].collections) == len(without.axes[0].collections) + 1
+
     def test_reliability_says_on_which_side_it_errs(self) -> None:
         assert "in 3 bins of 100 images" in plots.reliability(bins()).alt
         assert "10.0 points below the confidence" in plots.reliability(bins()).alt

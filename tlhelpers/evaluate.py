@@ -283,8 +283,9 @@ class Report:
         """Accuracy against confidence, in equal-width bins of the confidence.
 
         Returns:
-            A row for each bin (low, high]: low, high, confidence (mean), accuracy, count;
-            mean confidence and accuracy are NaN in an empty bin.
+            A row for each bin (low, high]: low, high, confidence (mean), accuracy, count, and
+            accuracy_low and accuracy_high, the 95 % interval of the accuracy (Wilson 1927); what
+            is measured is NaN in an empty bin.
         """
         if bins < 1:
             raise ValueError(f"reliability needs 1 bin or more, found {bins}.")
@@ -292,13 +293,17 @@ class Report:
         count = np.bincount(where, minlength=bins)
         filled = np.where(count > 0, count, np.nan)
         edges = np.linspace(0, 1, bins + 1)
+        right = np.bincount(where, self.outcomes.correct, bins)
+        ends = [_wilson(int(k), int(n)) for k, n in zip(right, count, strict=True)]
         return pd.DataFrame(
             {
                 "low": edges[:-1],
                 "high": edges[1:],
                 "confidence": np.bincount(where, self.outcomes.confidence, bins) / filled,
-                "accuracy": np.bincount(where, self.outcomes.correct, bins) / filled,
+                "accuracy": right / filled,
                 "count": count,
+                "accuracy_low": [low for low, _ in ends],
+                "accuracy_high": [high for _, high in ends],
             }
         )
 
@@ -805,6 +810,14 @@ def _precision(hits: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.
 def _f1(hits: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """NaN for a class that neither occurs nor is predicted, which macro-F1 leaves out."""
     return 2 * hits / np.where(true + predicted > 0, true + predicted, np.nan)
+
+
+def _wilson(right: int, n: int) -> tuple[float, float]:
+    """The ends of Wilson's interval of a proportion; NaN where nothing was counted."""
+    if n == 0:
+        return float("nan"), float("nan")
+    interval = stats.binomtest(right, n).proportion_ci(_LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _bin(confidence: np.ndarray, bins: int) -> np.ndarray:

@@ -346,7 +346,8 @@ def reliability(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
 
     Args:
         table: ``Report.reliability()``: the columns ``confidence`` and ``accuracy`` (proportions
-            in 0..1) and ``count``, the number of images in the bin; empty bins are left out.
+            in 0..1) and ``count``, the number of images in the bin; empty bins are left out. Where
+            there are ``accuracy_low`` and ``accuracy_high``, they are drawn as error bars.
         alt: instead of the text composed from the data.
 
     Raises:
@@ -373,6 +374,12 @@ def reliability(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
         axes.plot(
             shown["confidence"], shown["accuracy"], color=PALETTE[0], marker="", label="measured"
         )
+        if {"accuracy_low", "accuracy_high"} <= set(filled):
+            ends = 100 * filled[["accuracy_low", "accuracy_high"]]
+            axes.vlines(
+                shown["confidence"], ends["accuracy_low"], ends["accuracy_high"],
+                color=BLACK, linewidth=1.8,
+            )  # fmt: skip
         area = 20 + 300 * filled["count"] / filled["count"].max()
         axes.scatter(shown["confidence"], shown["accuracy"], s=area, color=PALETTE[0], zorder=3)
         axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 103), ylim=(0, 103))

@@ -18,11 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-from tlhelpers import runtime
+from tlhelpers import confidence, runtime
 from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset, Split
 
@@ -386,14 +385,14 @@ class _Problem:
             nan = math.nan
             return Candidate(ridge, train_accuracy, nan, nan, nan, nan, steps, residual)
         logits = self.logits(self.x_validation, theta)
-        temperature, calibrated_nll = _temperature(logits, self.y_validation)
+        temperature = confidence.temperature(logits, self.y_validation)
         return Candidate(
             ridge=ridge,
             train_accuracy=train_accuracy,
             validation_accuracy=float((logits.argmax(dim=1) == self.y_validation).double().mean()),
             validation_nll=float(functional.cross_entropy(logits, self.y_validation)),
             temperature=temperature,
-            calibrated_nll=calibrated_nll,
+            calibrated_nll=float(functional.cross_entropy(logits / temperature, self.y_validation)),
             iterations=steps,
             residual=residual,
         )
@@ -448,23 +447,6 @@ def _best(fits: _Fits) -> float:
     lowest = min(c.calibrated_nll for c in candidates)
     equal = [c for c in candidates if c.calibrated_nll <= lowest + _EQUAL]
     return min(equal, key=lambda c: c.validation_nll).ridge
-
-
-def _temperature(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The temperature with the lowest mean NLL, and that NLL (Guo et al. 2017)."""
-    # In units of the logits' spread the answer lies near 1, whatever the ridge weight did.
-    spread = float((logits - logits.mean(dim=1, keepdim=True)).square().mean().sqrt())
-    if spread == 0:
-        return 1.0, float(functional.cross_entropy(logits, labels))
-
-    def nll(log_temperature: float) -> float:
-        return float(
-            functional.cross_entropy(logits / (spread * math.exp(log_temperature)), labels)
-        )
-
-    # The NLL is convex in 1/temperature, so it has one minimum.
-    found = minimize_scalar(nll, bounds=(-6, 6), method="bounded", options={"xatol": 1e-3})
-    return spread * math.exp(found.x), float(found.fun)
 
 
 def _spread(x: Tensor, scale: str) -> Tensor:

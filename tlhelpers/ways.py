@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tlhelpers import features, models, probe, records, runtime, train
+from tlhelpers import features, inside, models, probe, records, runtime, train
 from tlhelpers.augment import PhotoAugment
 from tlhelpers.models import Backbone, PhotoClassifier
 from tlhelpers.pixels import PixelCache, pixel_cache
@@ -159,8 +159,8 @@ class Learnt:
         stages: a row for each stage of the body, and ``"features"`` for all of it: ``stage``,
             ``moved``, the norm of the change of its weights over the norm they began with, and
             ``cka``, how alike its outputs on validation images are before and after (see
-            :func:`cka`). ``cka`` is NaN where a stage is not one module. No rows where the body
-            was frozen or began with random weights.
+            :func:`tlhelpers.inside.cka`); NaN where a stage is not one module. No rows where the
+            body was frozen or began with random weights.
         peak_bytes: the most memory that training took: allocated on the device for CUDA, resident
             in the process (the photographs that it read from the cache among it) for a CPU under
             Linux; None elsewhere.
@@ -477,50 +477,10 @@ def compare(before: PhotoClassifier, after: PhotoClassifier, split: Split) -> pd
             {
                 "stage": stage.removeprefix("body."),
                 "moved": _norm(change) / _norm(began),
-                "cka": cka(seen[0][stage], seen[1][stage]) if known else float("nan"),
+                "cka": inside.cka(seen[0][stage], seen[1][stage]) if known else float("nan"),
             }
         )
     return pd.DataFrame(rows)
-
-
-def cka(x: Tensor, y: Tensor) -> float:
-    """How alike two representations of the same n examples are: linear CKA, without its bias.
-
-    1 where one is the other up to rotation, scale and shift; about 0 where they have nothing to do
-    with each other. The plain estimate of centred kernel alignment (Kornblith et al. 2019) nears 1
-    for any two representations with more features than examples; this one takes the unbiased
-    estimator of the Hilbert-Schmidt independence criterion instead (Song et al. 2012), and can
-    come out a little below 0.
-
-    Args:
-        x: (n, d) features, n of 4 or more.
-        y: (n, e) features of the same examples.
-
-    >>> x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    >>> round(cka(x, 3 * x.flip(1) + 1), 4)
-    1.0
-    """
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 4:
-        raise ValueError(
-            f"cka compares two matrices of features (n, d) and (n, e) with n of 4 or more, found "
-            f"{tuple(x.shape)} and {tuple(y.shape)}."
-        )
-    k, m = _gram(x), _gram(y)
-    return float(_hsic(k, m) / (_hsic(k, k) * _hsic(m, m)).sqrt())
-
-
-def _gram(x: Tensor) -> Tensor:
-    """(n, n) products of centred features, with an empty diagonal."""
-    centred = x.double() - x.double().mean(dim=0)
-    return (centred @ centred.T).fill_diagonal_(0)
-
-
-def _hsic(k: Tensor, m: Tensor) -> Tensor:
-    """The unbiased estimator, from matrices with empty diagonals."""
-    n = len(k)
-    sums = k.sum() * m.sum() / ((n - 1) * (n - 2))
-    crossed = 2 * (k.sum(dim=0) @ m.sum(dim=0)) / (n - 2)
-    return ((k * m).sum() + sums - crossed) / (n * (n - 3))
 
 
 def _stages(network: PhotoClassifier) -> dict[str, dict[str, nn.Parameter]]:
