@@ -25,9 +25,11 @@ __all__ = [
     "adapt_study",
     "audit",
     "augment",
+    "captions",
     "characters",
     "check",
     "combine",
+    "contrastive",
     "datasets",
     "discrepancy",
     "dogs",
@@ -58,6 +60,7 @@ __all__ = [
     "transferability",
     "unseen",
     "ways",
+    "words_study",
     "zoo",
 ]
 
@@ -71,8 +74,10 @@ if TYPE_CHECKING:
         adapt_study,
         audit,
         augment,
+        captions,
         characters,
         combine,
+        contrastive,
         datasets,
         discrepancy,
         dogs,
@@ -102,6 +107,7 @@ if TYPE_CHECKING:
         transferability,
         unseen,
         ways,
+        words_study,
         zoo,
     )
     from tlhelpers.exercises import check
