@@ -278,12 +278,12 @@ def fit(
             scales.append(model.scale)
         return info_nce(logits, None if belongs is None else belongs.to(run.device))
 
-    def clip() -> None:
+    def limit() -> None:
         with torch.no_grad():
             model.log_scale.clamp_(max=math.log(LARGEST_SCALE))
 
     scales: list[float] = []
-    history = minimise(model, loss, draw, plan, run, after=clip)
+    history = minimise(model, loss, draw, plan, run, after=limit)
     return history.assign(scale=scales)
 
 
