@@ -45,6 +45,10 @@ GIVEAWAYS = {
     "14.2": ["sorted", "score(", ">="],
     "14.3": ["var(", "mean()", "**2"],
     "14.4": ["1 - alpha", "is_floating_point"],
+    "15.1": ["log(", "log1p", "exp(", "n - 1", "2 *"],
+    "15.2": ["normalize", "mean(", "/ "],
+    "15.3": ["count(", "log g", "mean("],
+    "15.4": ["softmax", "@", "eye(", "W - W0"],
 }
 
 
