@@ -62,6 +62,8 @@ FACES: tuple[tuple[str, str, str, str], ...] = tuple(
 """Sixteen fonts, with the weight, slant and family of each."""
 
 FACTS = ("script", "name", "weight", "slant", "family")
+"""What a picture shows and a sentence may mention."""
+
 VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "script": tuple(SCRIPTS),
@@ -76,6 +78,7 @@ does not mention it."""
 
 SCRIPT, NAME, WEIGHT, SLANT, FAMILY = range(5)
 STYLES = ("regular upright", "bold upright", "regular italic", "bold italic")
+"""Weight and slant together."""
 
 MENTIONED = (0.5, 0.8, 0.5, 0.5, 0.25)
 """How often a caption mentions each of the :data:`FACTS`."""

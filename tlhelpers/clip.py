@@ -37,7 +37,8 @@ PROMPTS = (
 
 SHOTS = (1, 2, 5, 20)
 DRAWS = 5
-RIDGES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+RIDGES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+"""Larger than for the small towers: the factor on cosines is."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

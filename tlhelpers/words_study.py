@@ -29,6 +29,8 @@ from tlhelpers.splits import Dataset
 
 COMMAND = "python experiments/words.py"
 SEEDS = (0, 1, 2, 3, 4)
+"""Of every study."""
+
 PLAN = Plan()
 """How every model is trained. Settled in one trial, on seen combinations of seed 0."""
 
