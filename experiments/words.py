@@ -4,7 +4,8 @@
 
 trains three models on made-up pictures and captions for each of five seeds, in about three minutes
 on one CPU core, and saves ``words/combinations``, ``words/prompts``, ``words/few`` and
-``words/inside``. Run it from a clean checkout.
+``words/inside``. Models are kept in the cache folder: a run that was stopped goes on where it was.
+Run it from a clean checkout.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Needs the package transformers (``pip install "tlhelpers[clip]"``), which is imp
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,19 +85,21 @@ def load(name: str | Path = NAME, *, revision: str = "main") -> Clip:
         OSError: if there is no such model, or the hub cannot be reached.
     """
     try:
-        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+        library: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise ImportError(
             'CLIP needs the package transformers: pip install "tlhelpers[clip]", and start the '
             "kernel again."
         ) from error
-    chosen = {"revision": revision}
-    model: Any = CLIPModel.from_pretrained(name, **chosen).eval().requires_grad_(False)
-    tokenizer: Any = CLIPTokenizer.from_pretrained(name, **chosen)
-    steps: Any = CLIPImageProcessor.from_pretrained(name, **chosen)
+    model, tokenizer, steps = (
+        getattr(library, kind).from_pretrained(name, revision=revision)
+        for kind in ("CLIPModel", "CLIPTokenizer", "CLIPImageProcessor")
+    )
+    model.eval().requires_grad_(False)
     tower = _ImageTower(model).eval()
+    known_as = Path(name).name if Path(name).is_dir() else str(name)
     backbone = Backbone(
-        name=Path(name).name if Path(name).is_dir() else str(name),
+        name=known_as,
         network=tower,
         classifier=tower,
         dim=model.config.projection_dim,
@@ -108,7 +111,7 @@ def load(name: str | Path = NAME, *, revision: str = "main") -> Clip:
             interpolation="bicubic",
         ),
         fingerprint=models.fingerprint(tower),
-        weights=f"{Path(name).name if Path(name).is_dir() else name}, {revision}",
+        weights=f"{known_as}, {revision}",
     )
     longest = model.config.text_config.max_position_embeddings
 

@@ -10,17 +10,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tlhelpers import captions, combine, contrastive, datasets, evaluate, records
+from tlhelpers import (
+    captions,
+    characters,
+    combine,
+    contrastive,
+    datasets,
+    evaluate,
+    records,
+    runtime,
+)
 from tlhelpers.contrastive import Head, Plan, TwoTowers
 from tlhelpers.evaluate import Estimate
 from tlhelpers.records import Record
@@ -72,18 +84,22 @@ def train(
     Raises:
         ValueError: if there is no such way.
     """
-    run = Run(seed)
+    run, model = Run(seed), _fresh(seed, way)
     draw = functools.partial(captions.draw, without=captions.held_out(seed))
-    if way == LABELS:
-        tower = contrastive.image_tower(sum(map(len, captions.VALUES.values())), seed=seed)
-        return tower, contrastive.minimise(
-            tower, functools.partial(_facts_loss, tower), draw, plan, run
-        )
-    if way not in WAYS:
-        raise ValueError(f"way should be one of {', '.join(WAYS)}, found {way!r}.")
-    model = contrastive.two_towers(words(), seed=seed)
+    if not isinstance(model, TwoTowers):
+        loss = functools.partial(_facts_loss, model)
+        return model, contrastive.minimise(model, loss, draw, plan, run)
     positives = _true if way == EVERY_TRUE else None
     return model, contrastive.fit(model, draw, plan, run, positives=positives)
+
+
+def _fresh(seed: int, way: str) -> nn.Module:
+    """A model with random weights."""
+    if way not in WAYS:
+        raise ValueError(f"way should be one of {', '.join(WAYS)}, found {way!r}.")
+    if way == LABELS:
+        return contrastive.image_tower(sum(map(len, captions.VALUES.values())), seed=seed)
+    return contrastive.two_towers(words(), seed=seed)
 
 
 def _true(batch: captions.Pairs) -> Tensor:
@@ -105,8 +121,23 @@ def by_fact(scores: Tensor) -> tuple[Tensor, ...]:
     return scores.split([len(values) for values in captions.VALUES.values()], dim=1)
 
 
-trained = functools.cache(train)
-"""The same, kept for the other studies of this process."""
+@functools.cache
+def trained(seed: int, way: str = CONTRASTIVE) -> nn.Module:
+    """The model of :func:`train`, kept in the cache folder: a study that stopped goes on there."""
+    path = runtime.cache_folder() / "words" / f"{_key(seed, way)}.safetensors"
+    if not path.is_file():
+        state = {k: v.contiguous() for k, v in train(seed, way)[0].state_dict().items()}
+        runtime.write_whole(path, safetensors.torch.save(state))
+    model = _fresh(seed, way)
+    model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    return model.eval()
+
+
+def _key(seed: int, way: str) -> str:
+    """A hash of all that a trained model depends on."""
+    sources = [inspect.getsource(module) for module in (captions, characters, contrastive)]
+    parts = [*sources, inspect.getsource(train), repr(PLAN), str(seed), way, torch.__version__]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
 
 
 # --- questions ----------------------------------------------------------------------------
@@ -219,7 +250,7 @@ def combinations(
     rows: list[dict[str, Any]] = []
     for seed in seeds:
         data = captions.exam(seed)
-        models = {way: trained(seed, way)[0] for way in ways}
+        models = {way: trained(seed, way) for way in ways}
         right = _right(models, data)
         mask = captions.unseen(right["ids"], captions.held_out(seed))
         for way in ways:
@@ -294,7 +325,7 @@ def prompts(run: Run | None = None, *, seeds: Sequence[int] = SEEDS) -> Record:
     """
     origin, start = records.provenance(prompts, command=COMMAND), time.perf_counter()
     handwritten = datasets.digits()
-    models = {seed: trained(seed)[0] for seed in seeds}
+    models = {seed: trained(seed) for seed in seeds}
     heads = {
         (seed, wording): on_pictures(model, head(model, digits(templates)))
         for seed, model in models.items()
@@ -369,7 +400,7 @@ def few_labels(
     heads: dict[Any, Any] = {}
     ridges: dict[Any, float | None] = {}
     for seed in seeds:
-        model = trained(seed)[0]
+        model = trained(seed)
         for key, chosen in heads_of(model, data, seed=seed, shots=shots, draws=draws).items():
             heads[seed, *key] = on_pictures(model, chosen)
             ridges[seed, *key] = chosen.ridge if np.isfinite(chosen.ridge) else None
@@ -455,7 +486,7 @@ def inside(run: Run | None = None, *, seeds: Sequence[int] = SEEDS) -> Record:
         batches = [captions.draw(256, generator, without=out) for _ in range(8)]
         data = captions.exam(seed).validation
         for way in (CONTRASTIVE, EVERY_TRUE):
-            model = trained(seed, way)[0]
+            model = trained(seed, way)
             assert isinstance(model, TwoTowers)
             u = contrastive.embed(model, torch.cat([batch.x for batch in batches]))
             with torch.no_grad():
