@@ -56,7 +56,8 @@ class WordEncoder(nn.Module):
             raise ValueError(f"a vocabulary has one word or more, each once; found {list(words)}.")
         self.words = tuple(words)
         self._number = {word: i for i, word in enumerate(words)}
-        self.bag = nn.EmbeddingBag(len(words), dim, mode="mean")
+        with torch.random.fork_rng(devices=[]):
+            self.bag = nn.EmbeddingBag(len(words), dim, mode="mean")
         nn.init.normal_(self.bag.weight, std=dim**-0.5, generator=Run(seed).generator(15, 1))
 
     def forward(self, sentences: Sequence[str]) -> Tensor:
@@ -322,7 +323,7 @@ def minimise(
         value = loss(draw(plan.batch_size, generator))
         if not torch.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {float(value)} at step {step + 1}. Lower the learning rate."
+                f"the loss is {float(value.detach())} at step {step + 1}. Lower the learning rate."
             )
         optimiser.zero_grad()
         value.backward()
