@@ -244,16 +244,13 @@ class Plan:
             )
 
 
-Positives = Callable[[Any], Tensor | None]
-
-
 def fit(
     model: TwoTowers,
     draw: Callable[[int, torch.Generator], Any],
     plan: Plan,
     run: Run | None = None,
     *,
-    positives: Positives | None = None,
+    positives: Callable[[Any], Tensor | None] | None = None,
 ) -> pd.DataFrame:
     """Train two towers, in place, on fresh pairs.
 
