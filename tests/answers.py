@@ -69,6 +69,10 @@ GIVEAWAYS = {
     "16.2": ["arange", "0.5", "mean("],
     "16.3": ["softmax(", "sum(", "exp("],
     "16.4": ["cumsum", "argsort", "arange"],
+    "15.1": ["log(", "log1p", "exp(", "n - 1", "2 *"],
+    "15.2": ["normalize", "mean(", "/ "],
+    "15.3": ["count(", "log g", "mean("],
+    "15.4": ["softmax", "@", "eye(", "W - W0"],
 }
 
 
