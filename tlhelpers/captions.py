@@ -96,8 +96,8 @@ VARIETY = Shift(
     stroke=(-0.3, 0.3), scale=(0.8, 1.05), aspect=(0.8, 1.1), shear=0.05, rotation=6, translate=1.0,
     elastic=0.8, resolution=(8, 16), blur=(0.0, 0.6),
 )  # fmt: skip
-"""How pictures of one glyph vary: less in stroke and shear than bold differs from regular and
-italic from upright, so that a picture still shows both."""
+"""The variety of the pictures of one glyph, less in stroke and shear than bold differs from regular
+and italic from upright, so that a picture still shows both."""
 
 
 # --- glyphs -------------------------------------------------------------------------------
@@ -265,12 +265,12 @@ class Pairs:
 
     @property
     def true(self) -> Tensor:
-        """(n, n) booleans: whether sentence j is true of picture i."""
+        """Whether sentence j is true of picture i, as (n, n) booleans."""
         return true_of(self.claims, self.facts)
 
     @property
     def same(self) -> Tensor:
-        """(n, n) booleans: whether sentences i and j are word for word the same."""
+        """Whether sentences i and j are word for word the same, as (n, n) booleans."""
         return same_words(self.sentences)
 
 

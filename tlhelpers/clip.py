@@ -39,7 +39,7 @@ PROMPTS = (
 SHOTS = (1, 2, 5, 20)
 DRAWS = 5
 RIDGES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-"""Larger than for the small towers: the factor on cosines is."""
+"""The ridges to choose from, larger than for the small towers since the factor on cosines is."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

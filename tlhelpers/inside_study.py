@@ -1,7 +1,7 @@
 """The measurements of chapter 16: what fine-tuning changes, and what maps find of a shortcut.
 
 The network is the small one pretrained on letters, the target handwritten digits with
-:data:`K` labels a class. :func:`finetuned` looks at representations, weights and confidences
+``K`` labels a class. :func:`finetuned` looks at representations, weights and confidences
 before and after; :func:`shortcuts` plants something that gives the class away, and asks whether
 maps show it.
 """
