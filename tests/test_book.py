@@ -7,6 +7,7 @@ Every check is also shown to fail, on a page that does everything wrong.
 from __future__ import annotations
 
 import functools
+import html
 import http.server
 import re
 import threading
@@ -20,7 +21,7 @@ import pytest
 import yaml
 from conftest import need
 from playwright.sync_api import Browser, Page, sync_playwright
-from test_chapters import CHAPTERS, OWN_PATH, ROOT, Document, claims
+from test_chapters import CHAPTERS, NUMBERED, OWN_PATH, ROOT, Document, claims
 
 HTML = ROOT / "_build" / "html"
 DESKTOP = {"width": 1280, "height": 900}
@@ -322,6 +323,15 @@ def test_the_root_leads_to_the_landing_page(browser: Browser, look: Callable[[st
     page.goto(landing.removesuffix("chapters/index.html"))
     page.wait_for_url("**/chapters/index.html")
     page.close()
+
+
+@pytest.mark.parametrize("page", ["index", "ledger"])
+def test_the_map_and_the_ledger_name_every_chapter(page: str) -> None:
+    built = HTML / "chapters" / f"{page}.html"
+    text = html.unescape(re.sub(r"<[^>]+>", "", built.read_text("utf-8").split("<article", 1)[1]))
+    for path in NUMBERED:
+        _, title = Document.read(path).headings[0]
+        assert title in text, f"{page} does not name {path.name} by its title"
 
 
 def test_some_page_has_mathematics(look: Callable[[str], Visit]) -> None:

@@ -315,7 +315,7 @@ def execute_ahead(pages: Sequence[Path]) -> set[str]:
 
 
 def executed(pages: Sequence[Path]) -> dict[Path, Any]:
-    """The pages' notebooks with their outputs.
+    """The pages' cells of code with their outputs; a result holds no text.
 
     A page without a result has failed, and is left out; the build is going to say so.
     """
@@ -337,17 +337,22 @@ def write_included(notebooks: dict[Path, Any]) -> None:
 
     from tlhelpers.records import claims_in
 
-    claims = {
-        page.name: (notebook.cells[0].source.splitlines()[0].lstrip("# "), claims_in(notebook))
-        for page, notebook in notebooks.items()
-    }
+    claims = {page.name: (title(page), claims_in(cells)) for page, cells in notebooks.items()}
     LEDGER.write_text(ledger.page(claims), encoding="utf-8")
     FRONT.write_text(front.figure(), encoding="utf-8")
     MAP.write_text(front.chapters(numbered_by_part(notebooks)), encoding="utf-8")
 
 
-def numbered_by_part(notebooks: dict[Path, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """The numbered chapters under the captions of their parts, with their outputs."""
+def title(page: Path) -> str:
+    """The heading of a notebook."""
+    import nbformat
+
+    first = nbformat.read(page, as_version=4).cells[0].source
+    return str(first.splitlines()[0].lstrip("# "))
+
+
+def numbered_by_part(notebooks: dict[Path, Any]) -> dict[str, list[tuple[str, str, Any]]]:
+    """The numbered chapters under the captions of their parts: file, title, outputs."""
     import yaml
 
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -355,7 +360,9 @@ def numbered_by_part(notebooks: dict[Path, Any]) -> dict[str, list[tuple[str, An
     for part in contents.get("parts", []):
         paths = [ROOT / f"{chapter['file']}.ipynb" for chapter in part["chapters"]]
         chapters = [
-            (p.stem, notebooks[p]) for p in paths if p in notebooks and p.stem[:2].isdigit()
+            (p.stem, title(p), notebooks[p])
+            for p in paths
+            if p in notebooks and p.stem[:2].isdigit()
         ]
         if chapters:
             found[part["caption"]] = chapters

@@ -60,19 +60,18 @@ def figure() -> str:
     )
 
 
-def chapters(parts: Mapping[str, Sequence[tuple[str, Any]]]) -> str:
+def chapters(parts: Mapping[str, Sequence[tuple[str, str, Any]]]) -> str:
     """A card for each chapter: its title, a picture from its page, and the link, in MyST.
 
     Args:
         parts: by the name of each part of the book its chapters, each as the name of its file
-            without the ending, and its executed notebook.
+            without the ending, its title, and its executed cells.
     """
     lines: list[str] = []
     for part, found in parts.items():
         # A rubric and not a heading: the page's own contents would grow too long.
         lines += [f"```{{rubric}} {part}", "```", "", "::::{grid} 1 2 3 3", ":gutter: 2", ""]
-        for name, notebook in found:
-            title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
+        for name, title, notebook in found:
             lines += [f":::{{grid-item-card}} {title}", f":link: {name}", ":link-type: doc", ""]
             if picture := cover(notebook):
                 # The title says what the card is for; the figure's own text is in the chapter.
