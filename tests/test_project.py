@@ -229,7 +229,7 @@ def make_targets() -> set[str]:
 def test_documented_commands_exist(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     code = " ".join(re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL))
-    targets = set(re.findall(r"\bmake ([a-z]+)", code))
+    targets = set(re.findall(r"\bmake ([a-z-]+)", code))
     assert targets, f"{path} names no make target."
     assert targets <= make_targets()
     for arguments in re.findall(r"tools/book\.py ([a-z]+(?: [\w-]+)?)", code):
