@@ -329,6 +329,7 @@ def test_the_root_leads_to_the_landing_page(browser: Browser, look: Callable[[st
 def test_the_map_and_the_ledger_name_every_chapter(page: str) -> None:
     built = HTML / "chapters" / f"{page}.html"
     text = html.unescape(re.sub(r"<[^>]+>", "", built.read_text("utf-8").split("<article", 1)[1]))
+    text = text.replace("’", "'")  # as the build sets an apostrophe
     for path in NUMBERED:
         _, title = Document.read(path).headings[0]
         assert title in text, f"{page} does not name {path.name} by its title"
