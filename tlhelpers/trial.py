@@ -120,7 +120,7 @@ def run_trial(run: Run | None = None, *, draws: int = DRAWS) -> Record:
         rows += _learn_and_read(task(name), draws, run)
     return Record(
         name="glyphs/trial",
-        tier="cpu",
+        tier=run.tier,
         split=f"{datasets.digits().split_name}; {ASKED['labels_per_class']} labels a class",
         input=f"digits, 16 px, outlines or scattered pixels; {zoo.FINE_TUNING.steps} steps",
         seeds=tuple(run.seed + draw for draw in range(draws)),
