@@ -7,9 +7,8 @@ About six minutes of one CPU core: two for the comparison, three and a half for 
 
 from __future__ import annotations
 
-import argparse
+import study_command
 
-import tlhelpers as tl
 from tlhelpers import adapt_study
 
 STUDIES = {
@@ -20,17 +19,5 @@ STUDIES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", choices=STUDIES, help="one of the records")
-    only = parser.parse_args().only
-    run = tl.setup(device="cpu")
-    for name, study in STUDIES.items():
-        if only in (None, name):
-            record = study(run)
-            tl.records.save(record)
-            print(record)
-
-
 if __name__ == "__main__":
-    main()
+    study_command.save_studies(__doc__, STUDIES)

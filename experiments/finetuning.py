@@ -7,9 +7,8 @@ About eight minutes on two CPU cores. Needs no data, but Optuna: ``pip install "
 
 from __future__ import annotations
 
-import argparse
+import study_command
 
-import tlhelpers as tl
 from tlhelpers import ablation
 
 STUDIES = {
@@ -19,17 +18,5 @@ STUDIES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", choices=STUDIES, help="one of the records")
-    only = parser.parse_args().only
-    run = tl.setup(device="cpu")
-    for name, study in STUDIES.items():
-        if only in (None, name):
-            record = study(run)
-            tl.records.save(record)
-            print(record)
-
-
 if __name__ == "__main__":
-    main()
+    study_command.save_studies(__doc__, STUDIES)

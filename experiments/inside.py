@@ -8,25 +8,12 @@ one of them. About two and a half minutes of one CPU core.
 
 from __future__ import annotations
 
-import argparse
+import study_command
 
-import tlhelpers as tl
 from tlhelpers import inside_study
 
 STUDIES = {f.__name__: f for f in (inside_study.finetuned, inside_study.shortcuts)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", choices=tuple(STUDIES), help="by default both")
-    only = parser.parse_args().only
-    run = tl.setup(device="cpu")
-    for name, make in STUDIES.items():
-        if only in (None, name):
-            record = make(run)
-            tl.records.save(record)
-            print(record, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    study_command.save_studies(__doc__, STUDIES)

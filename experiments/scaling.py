@@ -9,10 +9,10 @@ Each takes two minutes of one CPU core; the second needs a C++ compiler.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
-import tlhelpers as tl
+import study_command
+
 from tlhelpers import scaling
 from tlhelpers.records import Record
 from tlhelpers.runtime import Run
@@ -20,17 +20,5 @@ from tlhelpers.runtime import Run
 RECORDS: dict[str, Callable[[Run], Record]] = {"lora": scaling.lora_study, "speed": scaling.speed}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", choices=tuple(RECORDS), help="by default all")
-    only = parser.parse_args().only
-    run = tl.setup(device="cpu")
-    for name, make in RECORDS.items():
-        if only in (None, name):
-            record = make(run)
-            tl.records.save(record)
-            print(record, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    study_command.save_studies(__doc__, RECORDS)

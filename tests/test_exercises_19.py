@@ -76,7 +76,7 @@ def all_entries(states: list[State], sizes: list[int]) -> State:
         (weighted, "shares should add up"),
         (lambda states, sizes: federated_average(states, sizes[::-1]), "wrong order"),
         (in_place, "changed one of the states"),
-        (all_entries, "it is a count"),
+        (all_entries, "counts whole batches"),
         (lambda states, sizes: states[0], "average over all images"),
         (lambda states, sizes: {"weight": states[0]["weight"]}, "all entries"),
         (lambda states, sizes: 1.0, "one state dict"),

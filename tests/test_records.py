@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -417,3 +418,23 @@ def test_fields_are_those_of_the_design() -> None:
 def test_figures_are_values_and_ends_by_name() -> None:
     found = records.figures({"gain": Estimate(0.1, -0.2, 0.3, unit="points")})
     assert found == {"result": {"gain": 0.1}, "interval": {"gain": [-0.2, 0.3]}}
+
+
+def test_a_study_over_draws_says_so_and_where_it_comes_from() -> None:
+    origin = records.provenance(records.figures, command="python experiments/none.py")
+    made = records.of_draws(
+        "glyphs/none",
+        [{"draw": 0, "top1": 0.5}],
+        {"top1": Estimate(0.5, 0.4, 0.6)},
+        split="a split",
+        input="an input",
+        seeds=range(3),
+        run=Run(),
+        origin=origin,
+        start=time.perf_counter() - 2,
+    )
+    assert made.seeds == (0, 1, 2)
+    assert made.interval_over == "95 %, t, over 3 draws"
+    assert made.estimate("top1").high == 0.6
+    assert made.source_hash == origin["source_hash"]
+    assert 2 <= made.wall_seconds < 60

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tlhelpers import combine
-from tlhelpers.exercises import Hint, ask, describe, exercise, expect_function, number
+from tlhelpers.exercises import Hint, ask, describe, differing, exercise, expect_function, number
 
 
 @exercise("14.1", "a source is worth a fixed number of labels, however many examples it has.")
@@ -251,16 +251,8 @@ def _check_wise(
 ) -> None:
     right = combine.interpolate_states(start, tuned, alpha=alpha)
     turned = combine.interpolate_states(start, tuned, alpha=1 - alpha)
-    for key, value in right.items():
+    for key in differing(found, right, call, source="the start", atol=1e-6):
         entry = found[key]
-        if not isinstance(entry, torch.Tensor) or entry.shape != value.shape:
-            raise Hint(f"{call} should give {key!r} as a tensor of shape {tuple(value.shape)}.")
-        if not value.is_floating_point():
-            if entry.is_floating_point() or not torch.equal(entry, value):
-                raise Hint(f"{call} should take {key!r} from the start: it counts whole batches.")
-            continue
-        if torch.allclose(entry, value, atol=1e-6):
-            continue
         if torch.allclose(entry, turned[key], atol=1e-6):
             raise Hint(f"{call} went the other way: alpha is the share of the tuned network.")
         raise Hint(f"{call} gives another {key!r} than the point between the two networks.")

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from tlhelpers import combine
-from tlhelpers.exercises import Hint, ask, exercise, expect_function, number
+from tlhelpers.exercises import Hint, ask, differing, exercise, expect_function, number
 
 VERDICTS = ("better", "worse", "level", "open")
 
@@ -104,19 +104,11 @@ def _check_average(
     found: dict[str, Any], states: list[dict[str, torch.Tensor]], sizes: list[int], call: str
 ) -> None:
     right = combine.average_states(states, weights=sizes)
-    for key, value in right.items():
+    for key in differing(found, right, call, source="the first client", atol=1e-5):
         entry = found[key]
-        if not isinstance(entry, torch.Tensor) or entry.shape != value.shape:
-            raise Hint(f"{call} should give {key!r} as a tensor of shape {tuple(value.shape)}.")
-        if not value.is_floating_point():
-            if entry.is_floating_point() or not torch.equal(entry, value):
-                raise Hint(f"{call} should take {key!r} from the first client: it is a count.")
-            continue
-        if torch.allclose(entry, value, atol=1e-5):
-            continue
         if torch.allclose(entry, combine.average_states(states)[key], atol=1e-5):
             raise Hint(f"{call} counts all clients alike, the one with most images too.")
-        if torch.allclose(entry, value * sum(sizes), atol=1e-3):
+        if torch.allclose(entry, right[key] * sum(sizes), atol=1e-3):
             raise Hint(f"{call} returned a weighted sum; the shares should add up to one.")
         if torch.allclose(entry, combine.average_states(states, weights=sizes[::-1])[key]):
             raise Hint(f"{call} gave the sizes to the clients in the wrong order.")

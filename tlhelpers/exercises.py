@@ -14,7 +14,7 @@ import inspect
 import math
 import numbers
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,25 @@ def expect_function(answer: Any, signature: str) -> None:
             f"the answer should be the function {signature} itself, not what it returns; "
             f"found {describe(answer)}."
         )
+
+
+def differing(
+    found: Mapping[str, Any], right: Mapping[str, Tensor], call: str, *, source: str, atol: float
+) -> Iterator[str]:
+    """The entries of an answered state of a network whose numbers are not the right ones.
+
+    A hint where an entry has another shape, or where a count of batches is not as it was in
+    ``source``: counts are not averaged.
+    """
+    for key, value in right.items():
+        entry = found[key]
+        if not isinstance(entry, Tensor) or entry.shape != value.shape:
+            raise Hint(f"{call} should give {key!r} as a tensor of shape {tuple(value.shape)}.")
+        if not value.is_floating_point():
+            if entry.is_floating_point() or not torch.equal(entry, value):
+                raise Hint(f"{call} should take {key!r} from {source}: it counts whole batches.")
+        elif not torch.allclose(entry, value, atol=atol):
+            yield key
 
 
 def describe(value: Any) -> str:

@@ -106,17 +106,16 @@ def finetuned(
     origin = records.provenance(finetuned, command=COMMAND)
     start = time.perf_counter()
     rows = [_draw(draw, k, recipe, run) for draw in range(draws)]
-    return Record(
-        name="inside/finetuned",
-        tier=run.tier,
+    return records.of_draws(
+        "inside/finetuned",
+        rows,
+        {"fine-tuned": evaluate.mean_interval([row["top1"] for row in rows])},
         split=f"{k} labels a class, {draws} draws",
         input=f"digits, {datasets.GLYPH_SIZE} px, {recipe.steps} steps",
-        seeds=tuple(run.seed + draw for draw in range(draws)),
-        curve=tuple(rows),
-        **records.figures({"fine-tuned": evaluate.mean_interval([row["top1"] for row in rows])}),
-        interval_over=f"95 %, t, over {draws} draws",
-        wall_seconds=time.perf_counter() - start,
-        **origin,
+        seeds=[run.seed + draw for draw in range(draws)],
+        run=run,
+        origin=origin,
+        start=start,
     )
 
 
@@ -376,17 +375,16 @@ def shortcuts(
         for what in ("plain", "stamped", "penned", "threes_stamped"):
             key = f"{kind}, {what}"
             estimates[key] = evaluate.mean_interval([row[what] for row in mine])
-    return Record(
-        name="inside/shortcuts",
-        tier=run.tier,
+    return records.of_draws(
+        "inside/shortcuts",
+        rows,
+        estimates,
         split=f"{k} labels a class, {draws} draws; maps of {images} test images",
         input=f"digits, {datasets.GLYPH_SIZE} px, {recipe.steps} steps",
-        seeds=tuple(run.seed + draw for draw in range(draws)),
-        curve=tuple(rows),
-        **records.figures(estimates),
-        interval_over=f"95 %, t, over {draws} draws",
-        wall_seconds=time.perf_counter() - start,
-        **origin,
+        seeds=[run.seed + draw for draw in range(draws)],
+        run=run,
+        origin=origin,
+        start=start,
     )
 
 

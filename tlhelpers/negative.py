@@ -329,17 +329,16 @@ def _record(
     start: float,
 ) -> Record:
     """The record of a study on handwritten digits with several draws of the labels."""
-    return Record(
-        name=f"negative/{name}",
-        tier=run.tier,
+    return records.of_draws(
+        f"negative/{name}",
+        rows,
+        estimates,
         split=split,
         input=f"digits, {datasets.GLYPH_SIZE} px, {training}",
-        seeds=tuple(range(draws)),
-        curve=tuple(rows),
-        interval_over=f"95 %, t, over {draws} draws",
-        wall_seconds=time.perf_counter() - start,
-        **records.figures(estimates),
-        **origin,
+        seeds=range(draws),
+        run=run,
+        origin=origin,
+        start=start,
     )
 
 

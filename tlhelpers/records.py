@@ -23,7 +23,8 @@ import math
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -266,6 +267,43 @@ def provenance(*functions: Callable[..., Any], command: str) -> dict[str, Any]:
         "versions": _versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def of_draws(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    estimates: Mapping[str, Estimate],
+    *,
+    split: str,
+    input: str,
+    seeds: Sequence[int],
+    run: runtime.Run,
+    origin: Mapping[str, Any],
+    start: float,
+) -> Record:
+    """The record of a study that was repeated over draws of the labels and ends now.
+
+    Args:
+        name, split, input: as in :class:`Record`.
+        rows: the curve, a row for each draw or several.
+        estimates: figures with Student's intervals over the draws.
+        seeds: one for each draw.
+        run: on whose device it ran.
+        origin: what :func:`provenance` said before the run.
+        start: ``time.perf_counter()`` at that moment.
+    """
+    return Record(
+        name=name,
+        tier=run.tier,
+        split=split,
+        input=input,
+        seeds=tuple(seeds),
+        curve=tuple(dict(row) for row in rows),
+        interval_over=f"95 %, t, over {len(seeds)} draws",
+        wall_seconds=time.perf_counter() - start,
+        **figures(estimates),
+        **origin,
+    )
 
 
 def figures(estimates: Mapping[str, Estimate]) -> dict[str, Any]:

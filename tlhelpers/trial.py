@@ -118,17 +118,16 @@ def run_trial(run: Run | None = None, *, draws: int = DRAWS) -> Record:
     rows: list[dict[str, Any]] = []
     for name in CHANGES:
         rows += _learn_and_read(task(name), draws, run)
-    return Record(
-        name="glyphs/trial",
-        tier=run.tier,
+    return records.of_draws(
+        "glyphs/trial",
+        rows,
+        _differences(rows),
         split=f"{datasets.digits().split_name}; {ASKED['labels_per_class']} labels a class",
         input=f"digits, 16 px, outlines or scattered pixels; {zoo.FINE_TUNING.steps} steps",
-        seeds=tuple(run.seed + draw for draw in range(draws)),
-        curve=tuple(rows),
-        **records.figures(_differences(rows)),
-        interval_over=f"95 %, t, over {draws} draws",
-        wall_seconds=time.perf_counter() - start,
-        **origin,
+        seeds=[run.seed + draw for draw in range(draws)],
+        run=run,
+        origin=origin,
+        start=start,
     )
 
 

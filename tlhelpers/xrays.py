@@ -376,13 +376,13 @@ def labels(
             networks["scratch", n, i] = scratch(few(data, n, draw=i), own, recipe=steps)
     films = grey(data)
     rows += measured(networks, films, trained=trained, name="labels, scratch", columns=_COLUMNS)
-    return _record(
-        "labels",
+    return records.of_draws(
+        "xrays/labels",
         rows,
         _estimates(rows, "scratch"),
-        data,
-        text=f"28 px; {BACKBONE} at {SIZE} px; scratch {recipe.steps} or {MORE_STEPS} steps",
-        draws=draws,
+        split=f"{data.name}, {data.split_name}",
+        input=f"28 px; {BACKBONE} at {SIZE} px; scratch {recipe.steps} or {MORE_STEPS} steps",
+        seeds=range(draws),
         run=run,
         origin=origin,
         start=start,
@@ -439,40 +439,14 @@ def layers(
     rows = measured(
         networks, data, trained=shares(data), name="layers, SqueezeNet", columns=_COLUMNS
     )
-    return _record(
-        "layers",
+    return records.of_draws(
+        "xrays/layers",
         rows,
         _estimates(rows, "all layers"),
-        data,
-        text=f"squeezenet1_1 at 64 px, {recipe.steps} steps",
-        draws=draws,
+        split=f"{data.name}, {data.split_name}",
+        input=f"squeezenet1_1 at 64 px, {recipe.steps} steps",
+        seeds=range(draws),
         run=run,
         origin=origin,
         start=start,
-    )
-
-
-def _record(
-    name: str,
-    rows: Sequence[dict[str, Any]],
-    estimates: Mapping[str, Estimate],
-    data: Dataset,
-    *,
-    text: str,
-    draws: int,
-    run: Run,
-    origin: Mapping[str, Any],
-    start: float,
-) -> Record:
-    return Record(
-        name=f"xrays/{name}",
-        tier=run.tier,
-        split=f"{data.name}, {data.split_name}",
-        input=text,
-        seeds=tuple(range(draws)),
-        curve=tuple(rows),
-        interval_over=f"95 %, t, over {draws} draws",
-        wall_seconds=time.perf_counter() - start,
-        **records.figures(estimates),
-        **origin,
     )
