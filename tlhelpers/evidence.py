@@ -386,7 +386,7 @@ def _dogs(**fields: Any) -> Study:
 
 _RANDOM = "random start, fine-tuned, {k} shot"
 _MOBILENET, _SQUEEZENET = "mobilenet_v2", "squeezenet1_1"
-_SCRATCH = "dogs/scratch_resnet18_112_15epochs"
+_SCRATCH = {15: "dogs/scratch_resnet18_112_15epochs", 60: "dogs/scratch_resnet18_112"}  # epochs
 
 STUDIES: tuple[Study, ...] = (
     *_labels_studies(),
@@ -652,14 +652,15 @@ STUDIES: tuple[Study, ...] = (
     ),
     *(
         _dogs(
-            record=_SCRATCH,
+            record=record,
             claims=("08.scratch",),
             labels=(90,),
             method="scratch",
             over=over,
             read=apart("test_top1", "test_top1", second_in=f"dogs/{way}_mobilenet_v2_128"),
-            how="a ResNet-18 at 112 px against a MobileNetV2 at 128 px",
+            how=f"a ResNet-18 at 112 px, {epochs} epochs, against a MobileNetV2 at 128 px",
         )
+        for epochs, record in _SCRATCH.items()
         for over, way in (("probe", "probe"), ("fine-tuning", "lp_ft_norms"))
     ),
 )
