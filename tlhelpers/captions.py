@@ -333,7 +333,7 @@ def information(without: Sequence[int] = ()) -> float:
         chosen = np.array(mentioned)
         if not chosen.any():
             continue
-        chance = np.where(chosen, MENTIONED, 1 - np.array(MENTIONED)).prod()
+        chance = float(np.where(chosen, MENTIONED, 1 - np.array(MENTIONED)).prod())
         counts = np.unique(facts[:, chosen], axis=0, return_counts=True)[1]
         shares = counts / counts.sum()
         total -= chance * float((shares * np.log(shares)).sum())

@@ -501,7 +501,19 @@ def _open_with_pillow(data: bytes, *formats: str) -> tuple[Image.Image, int]:
 
 
 class Folder:
-    """The files in a folder and in its folders, hidden ones left out."""
+    """The files in a folder and in its folders, hidden ones left out.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        label: the folder's name.
+        names: its files, as paths within it with ``/`` between the parts.
+        folders: its folders, and those in them, likewise.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -531,7 +543,16 @@ class Archive:
     interruption. An archive in which something would land outside the folder it is unpacked to is
     refused all the same, since nobody makes one by accident.
 
+    Args:
+        path: the tar.
+
+    Attributes:
+        label: the file's name.
+        names: its files, as paths within it with ``/`` between the parts.
+        folders: its folders, likewise.
+
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if the file is compressed, no tar, cut off, or holds a link, a device, a name
             twice, or a path that leads out.
     """

@@ -772,11 +772,12 @@ def unread(folder: Path | None = None) -> list[str]:
 
     A record of which a study reads only the second figure counts as read.
     """
-    read: set[str] = set()
+    read: dict[str, Record] = {}
 
     def load(name: str) -> Record:
-        read.add(name)
-        return records.load(name, folder)
+        if name not in read:
+            read[name] = records.load(name, folder)
+        return read[name]
 
     for study in STUDIES:
         for k in study.labels:

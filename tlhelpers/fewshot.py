@@ -297,6 +297,9 @@ class BatchStatistics(nn.Module):
 
     It has the weight and bias of the layer it stands for, and keeps no running statistics.
 
+    Args:
+        norm: the BatchNorm layer; its weight and bias are shared, not copied.
+
     Attributes:
         fixed: None, or (mean, variance) to normalise by instead, each with one value a channel.
         keeps: whether to fix the statistics of the next batch, for those that come after it.
