@@ -259,8 +259,6 @@ def recommend(
         >>> advice = tl.advice.recommend(labels_per_class=20, classes=10, distance="near")
         >>> advice.method
         'fine-tuning'
-        >>> print(advice.why)
-        fine-tuning: shown better than pixels, probe, new head, scratch.
         >>> frozen = tl.advice.recommend(
         ...     labels_per_class=20, classes=10, distance="near", compute="frozen"
         ... )
@@ -514,7 +512,7 @@ def chart(
     Example:
         >>> import tlhelpers as tl
         >>> rows = [row for row in tl.evidence.load() if row.record == "glyphs/unfreeze"]
-        >>> tl.advice.chart(rows, labels=(2, 10, 50)).loc["near"]
+        >>> tl.advice.chart(rows, labels=(2, 10, 50)).loc["near"]  # doctest: +NORMALIZE_WHITESPACE
         labels a class                  2            10           50
         compute
         frozen                           –            –            –

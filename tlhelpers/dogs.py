@@ -707,7 +707,8 @@ def results() -> pd.DataFrame:
         >>> import tlhelpers as tl
         >>> found = tl.dogs.results().set_index("record")
         >>> names = [f"dogs/{way}_squeezenet1_1_128" for way in ("lp_ft", "full", "probe")]
-        >>> found.loc[names, ["way", "size", "mean", "epochs"]].round(2)
+        >>> columns = ["way", "size", "mean", "epochs"]
+        >>> found.loc[names, columns].round(2)  # doctest: +NORMALIZE_WHITESPACE
                                         way  size  mean  epochs
         record
         dogs/lp_ft_squeezenet1_1_128  lp_ft   128  0.58     6.0
