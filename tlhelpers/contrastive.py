@@ -379,7 +379,8 @@ def minimise(
         ...     return (model(batch[0]) - batch[1]).square().mean()
         >>> model = torch.nn.Linear(1, 1)
         >>> plan = tl.contrastive.Plan(steps=100, lr=0.2, weight_decay=0.0)
-        >>> history = tl.contrastive.minimise(model, squared_error, noisy_line, plan)
+        >>> cpu = tl.runtime.Run()
+        >>> history = tl.contrastive.minimise(model, squared_error, noisy_line, plan, cpu)
         >>> len(history), round(model.weight.item(), 1)
         (100, 3.0)
     """
