@@ -91,6 +91,7 @@ def test_information_is_that_of_a_count(pairs: captions.Pairs) -> None:
     expected += (said["weight"] + said["slant"]) * style + said["family"] * family
     assert captions.information() == pytest.approx(expected)
     assert captions.information(captions.held_out(0)) < expected
+    assert type(captions.information()) is float  # it prints as one, and goes into records
 
 
 def test_an_unknown_fact_is_refused() -> None:

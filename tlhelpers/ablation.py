@@ -58,6 +58,13 @@ class Variant:
         prepare: what is done to the network before it is fine-tuned.
         thaw: for gradual unfreezing, which parts start to learn, one phase after the other.
         weights: what the body starts from; None for random weights.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.ablation.Variant(name="slow", about="rates", change={"lr": 1e-4}).weights
+        'letters'
+        >>> [variant.name for variant in tl.ablation.VARIANTS if variant.about == "regularisation"]
+        ['dropout', 'label smoothing', 'strong weight decay']
     """
 
     name: str
@@ -72,7 +79,16 @@ class Variant:
 
 
 def train_only(*parts: str) -> Prepare:
-    """Freeze everything but the head and the parts named."""
+    """Freeze everything but the head and the parts named.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> tl.ablation.train_only("stage3")(network, tl.datasets.digits())
+        >>> learning = [name for name, p in network.named_parameters() if p.requires_grad]
+        >>> sorted({name.split(".")[0] for name in learning})
+        ['head', 'stage3']
+    """
 
     def prepare(network: SmallResNet, data: Dataset) -> None:
         for name in STAGES:
@@ -83,7 +99,16 @@ def train_only(*parts: str) -> Prepare:
 
 
 def probe_first(network: SmallResNet, data: Dataset) -> None:
-    """Start from the head of a linear probe instead of a random one (LP-FT, Kumar et al. 2022)."""
+    """Start from the head of a linear probe instead of a random one (LP-FT, Kumar et al. 2022).
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> few, unseen = tl.ablation.task(seed=0)
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> tl.ablation.probe_first(network, few)
+        >>> tl.evaluate.validate(network, unseen)
+        95.2 % [92.4, 97.6]
+    """
     with torch.inference_mode():
         features = network.eval().features(data.x)
     fitted = probe.fit(dataclasses.replace(data, x=features), ridge=0.1)
@@ -91,7 +116,16 @@ def probe_first(network: SmallResNet, data: Dataset) -> None:
 
 
 def freeze_norms(network: SmallResNet, data: Dataset) -> None:
-    """Keep the statistics and the parameters of batch normalisation as they were pretrained."""
+    """Keep the statistics and the parameters of batch normalisation as they were pretrained.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> tl.ablation.freeze_norms(network, tl.datasets.digits())
+        >>> convolution, norm = network.train().stem[:2]
+        >>> norm.training, norm.weight.requires_grad, convolution.weight.requires_grad
+        (False, False, True)
+    """
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
             models.freeze(part)
@@ -142,6 +176,16 @@ def task(seed: int, *, k: int = K, validation: int = CHOOSE_BY) -> tuple[Dataset
         seed: of the draw.
         k: digits of each class in the train split.
         validation: digits of each class in the validation split.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> few, unseen = tl.ablation.task(seed=0)
+        >>> few.train
+        train split: 100 examples, 10 classes
+        >>> few.validation
+        validation split: 50 examples, 10 classes
+        >>> unseen
+        validation split: 250 examples, 10 classes
     """
     digits = datasets.digits()
     few = digits.few(k, draw=seed, validation=validation)
@@ -160,6 +204,16 @@ def tune(
         data: with as many classes as you like.
         run: its seed decides the head's first weights, the order and the augmentation.
         source: the pretrained weights, where the variant starts from any.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> few, unseen = tl.ablation.task(seed=0)
+        >>> short = tl.ablation.Variant(name="ten steps", about="length", change={"steps": 10})
+        >>> network, history = tl.ablation.tune(short, few, tl.runtime.Run())
+        >>> history.step.tolist()
+        [4, 8, 10]
+        >>> round(tl.evaluate.validate(network, unseen).value, 1)
+        0.7
     """
     recipe = dataclasses.replace(BASELINE, **variant.change)
     weights = None if variant.weights is None else source
@@ -249,6 +303,17 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
         Indexed by variant, in the order of the runs: ``about``; ``accuracy``, its mean; ``gain``,
         ``low``, ``high``: the mean gain over the baseline with its 95 % interval (Student's t,
         over seeds; not a number for the baseline itself); and ``call``, which runs it again.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> runs = tl.records.load("glyphs/ablation").to_frame()
+        >>> table = tl.ablation.table(runs)[["accuracy", "gain"]].round(2)
+        >>> table.loc[["baseline", "from scratch", "head only"]]  # doctest: +NORMALIZE_WHITESPACE
+                      accuracy  gain
+        variant
+        baseline          0.95   NaN
+        from scratch      0.91 -0.04
+        head only         0.95 -0.01
     """
     rows = []
     for name, group in runs.groupby("variant", sort=False):

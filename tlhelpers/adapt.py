@@ -58,6 +58,17 @@ class Unlabelled:
         name: what they are called.
         x: (n, ...) tensor.
         ids: n names, one for each example.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits()
+        >>> target = tl.adapt.domains(digits, digits).target
+        >>> target
+        digits: 1,000 examples without labels
+        >>> target.y  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        AttributeError: the labels of digits are out of reach: an adaptation method sees the ...
     """
 
     name: str
@@ -157,6 +168,12 @@ def domains(source: Dataset, target: Dataset, *, oracle: Split | None = None) ->
         TypeError: if examples are no floating-point tensors.
         ValueError: if the classes or shapes of source and target differ, there are fewer than two
             classes, a split is empty, or an input is not finite.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> printed = tl.datasets.glyphs("digits_printed", per_class=20)
+        >>> tl.adapt.domains(printed, tl.datasets.digits())
+        glyphs (160 labelled) → digits (1,000 without labels; test 497), 10 classes
     """
     unlabelled = Unlabelled(target.name, target.train.x, target.train.ids)
     return Domains(source, unlabelled, target.validation if oracle is None else oracle, target.test)
@@ -192,6 +209,15 @@ def coral(source: ArrayLike, target: ArrayLike, *, ridge: float = 0.01) -> Tenso
     Raises:
         TypeError, ValueError: as :func:`~tlhelpers.discrepancy.mmd_squared`, or if the ridge is
             not above 0.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> source = torch.tensor([[-1.0], [1.0]]).repeat(50, 1)
+        >>> target = torch.tensor([[7.0], [13.0]]).repeat(50, 1)
+        >>> moved = tl.adapt.coral(source, target, ridge=1e-6)
+        >>> [round(x, 2) for x in moved.unique().tolist()]
+        [7.0, 13.0]
     """
     a, b = _samples.pair(source, target)
     if not 0 < ridge < math.inf:
@@ -274,6 +300,17 @@ def adapt_batchnorm(network: nn.Module, x: Tensor, *, batch_size: int = 256) -> 
         TypeError: if x is given with labels, or is no floating-point tensor.
         ValueError: if the network has no BatchNorm layer with running statistics, there are fewer
             than two examples, or one is not finite.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = torch.nn.BatchNorm1d(1)
+        >>> x = torch.tensor([[90.0], [110.0]])
+        >>> adapted = tl.adapt.adapt_batchnorm(network, x)
+        >>> adapted.running_mean, adapted.running_var
+        (tensor([100.]), tensor([200.]))
+        >>> network.running_mean, network.running_var
+        (tensor([0.]), tensor([1.]))
     """
     _samples.refuse_labels(x, "x")
     _samples.check_inputs(x, "x")
@@ -326,6 +363,13 @@ def pseudo_labels(
     Raises:
         TypeError: if x is given with labels.
         ValueError: if the threshold does not lie in 0..1.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> logits = torch.tensor([[5.0, 0.0], [0.1, 0.0], [0.0, 4.0]])
+        >>> tl.adapt.pseudo_labels(torch.nn.Identity(), logits, threshold=0.9)
+        (tensor([0, 2]), tensor([0, 1]))
     """
     _samples.refuse_labels(x, "x")
     if not 0 <= threshold <= 1:
@@ -359,6 +403,16 @@ class Plan:
 
     Raises:
         ValueError: if a setting cannot be meant.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> plan = tl.adapt.Plan(method="mmd", steps=100)
+        >>> plan.lr, plan.batch_size
+        (0.003, 64)
+        >>> tl.adapt.Plan(method="cmd")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: Plan: method must be one of source_only, batchnorm, ..., found 'cmd'.
     """
 
     method: str = "source_only"
@@ -498,6 +552,19 @@ def fit(
         TypeError: if ``domains`` is something else.
         ValueError: if the network's output does not fit the classes, the network is nothing but a
             head, or it has no BatchNorm to adapt.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> printed = tl.datasets.glyphs("digits_printed", per_class=20)
+        >>> pair = tl.adapt.domains(printed, tl.datasets.digits())
+        >>> plan = tl.adapt.Plan(method="coral", steps=10, evaluations=2)
+        >>> adapted = tl.adapt.fit(tl.adapt_study.network(), pair, plan)
+        >>> adapted.history.step.tolist()
+        [5, 10]
+        >>> adapted.choices().index.tolist()
+        ['source', 'oracle', 'last']
+        >>> adapted.choices().columns.tolist()
+        ['step', 'source_validation_top1', 'oracle_top1']
     """
     plan = Plan() if plan is None else plan
     run = runtime.default(run)

@@ -74,6 +74,13 @@ def pair(seed: int = 0) -> tuple[Dataset, Dataset]:
 
     Of the printed ones 150 a class are for training and 50 for validation, none for the test. The
     seed draws them, and the split of the handwritten ones.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> for data in tl.adapt_study.pair():
+        ...     print(data.name, data.train)
+        printed train split: 1,500 examples, 10 classes
+        handwritten train split: 1,000 examples, 10 classes
     """
     printed = datasets.glyphs(
         "digits_printed", per_class=200, shift=characters.MILD, validation=0.25, test=0.0, seed=seed
@@ -87,6 +94,13 @@ def network(seed: int = 0, *, classes: int = 10) -> nn.Sequential:
 
     (n, 1, h, w) images to (n, classes) logits; the 64 features are what the last layer sees:
     ``network(0)[:-1](x)``.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.adapt_study.network()
+        >>> network(torch.zeros(2, 1, 16, 16)).shape, network[:-1](torch.zeros(2, 1, 16, 16)).shape
+        (torch.Size([2, 10]), torch.Size([2, 64]))
     """
 
     def layer(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
@@ -102,7 +116,14 @@ def network(seed: int = 0, *, classes: int = 10) -> nn.Sequential:
 
 
 def plan(method: str = "source_only", *, steps: int = STEPS, **changes: Any) -> Plan:
-    """How every run of this chapter is made, but for what ``changes`` says."""
+    """How every run of this chapter is made, but for what ``changes`` says.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> plan = tl.adapt_study.plan("dann", weight=0.1)
+        >>> plan.steps, plan.lr, plan.weight
+        (120, 0.01, 0.1)
+    """
     return Plan(**{"method": method, "steps": steps, "lr": LR, "evaluations": 5, **changes})
 
 
@@ -179,7 +200,14 @@ def larger(run: Run | None = None, *, seeds: Sequence[int] = SEEDS, steps: int =
 
 
 def resnet(seed: int = 0) -> nn.Sequential:
-    """The small residual network of the other chapters, as a sequence that ends in its head."""
+    """The small residual network of the other chapters, as a sequence that ends in its head.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> large, small = tl.adapt_study.resnet(), tl.adapt_study.network()
+        >>> [sum(p.numel() for p in network.parameters()) for network in (large, small)]
+        [77754, 24058]
+    """
     made = models.small_resnet(10, seed=seed)
     body = (made.stem, made.stage1, made.stage2, made.stage3)
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), made.head)
@@ -216,6 +244,13 @@ def a_distance(
         target: the same.
         own_statistics: whether the source is seen with BatchNorm statistics of its own, as it is
             when a network was adapted by ``"batchnorm"``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> printed, handwritten = tl.adapt_study.pair()
+        >>> untrained = tl.adapt_study.network(seed=2)
+        >>> round(tl.adapt_study.a_distance(untrained, printed, handwritten), 1)
+        1.4
     """
     seen = adapt.adapt_batchnorm(network, source.train.x) if own_statistics else network
     return discrepancy.proxy_a_distance(
@@ -228,6 +263,12 @@ def features(network: nn.Module, x: Tensor) -> Tensor:
 
     Raises:
         TypeError: if the network is not a sequence of modules, of which the last is its head.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tl.adapt_study.features(tl.adapt_study.network(), torch.zeros(5, 1, 16, 16)).shape
+        torch.Size([5, 64])
     """
     if not isinstance(network, nn.Sequential):
         raise TypeError(f"features needs an nn.Sequential, found {type(network).__name__}.")
@@ -257,6 +298,15 @@ def choose(runs: pd.DataFrame, *, by: str) -> pd.DataFrame:
 
     Raises:
         ValueError: if there is no such way.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> runs = tl.records.load("glyphs/adaptation").to_frame()
+        >>> for by in ("source", "target_test"):
+        ...     chosen = tl.adapt_study.choose(runs, by=by)
+        ...     print(by, chosen.groupby("method").top1.mean().round(3)["self_training"])
+        source 0.715
+        target_test 0.736
     """
     if by not in WAYS:
         raise ValueError(f"by should be one of {', '.join(WAYS)}, found {by!r}.")
@@ -342,6 +392,13 @@ def skewed(target: Dataset, *, ratio: float, seed: int, n: int = SKEWED) -> Skew
     Raises:
         ValueError: if the ratio does not lie in 0..1 or leaves a class empty, or a frequent class
             has too few examples.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> target = tl.datasets.digits()
+        >>> rare = tl.adapt_study.skewed(target, ratio=0.1, seed=0)
+        >>> sorted(rare.shares.round(3).tolist())
+        [0.018, 0.018, 0.018, 0.018, 0.018, 0.182, 0.182, 0.182, 0.182, 0.182]
     """
     m = len(target.classes)
     frequent = n / (m / 2 * (1 + ratio))

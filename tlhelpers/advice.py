@@ -106,6 +106,15 @@ def probe_hits(
 
     Raises:
         ValueError: as :func:`distance`.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().few(10).train
+        >>> hits = tl.advice.probe_hits(digits.x.flatten(1), digits.y)
+        >>> hits[:5]
+        array([False,  True,  True,  True,  True])
+        >>> int(hits.sum()), len(hits)
+        (94, 100)
     """
     x, y = np.asarray(features, dtype=float), np.asarray(labels)
     if x.ndim != 2 or y.ndim != 1 or len(x) != len(y):
@@ -133,6 +142,14 @@ def compare_hits(pretrained: np.ndarray, untrained: np.ndarray) -> Distance:
 
     Args:
         pretrained, untrained: (n,) booleans for the same images, see :func:`probe_hits`.
+
+    Example:
+        >>> import numpy as np
+        >>> import tlhelpers as tl
+        >>> pretrained = np.arange(100) < 90
+        >>> untrained = np.arange(100) < 60
+        >>> tl.advice.compare_hits(pretrained, untrained)
+        near: probe minus probe on random weights +30.0 points [+20.9, +39.1], 100 images
     """
     gap = evaluate.mean_interval(pretrained.astype(float) - untrained, unit="points")
     return Distance(distance_word(gap), gap, len(pretrained))
@@ -236,6 +253,17 @@ def recommend(
     Raises:
         ValueError: if an argument is not as described.
         TypeError: if the number of labels or of classes is not an integer.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> advice = tl.advice.recommend(labels_per_class=20, classes=10, distance="near")
+        >>> advice.method
+        'fine-tuning'
+        >>> frozen = tl.advice.recommend(
+        ...     labels_per_class=20, classes=10, distance="near", compute="frozen"
+        ... )
+        >>> frozen.method
+        'probe'
     """
     k = _count("labels_per_class", labels_per_class, 0)
     m = _count("classes", classes, 2)
@@ -480,6 +508,16 @@ def chart(
         names of methods, with a question mark where records dispute it, "(open)" where it is not
         shown better than anything, and a dash where nothing was measured; one row for each
         distance and compute.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> rows = [row for row in tl.evidence.load() if row.record == "glyphs/unfreeze"]
+        >>> tl.advice.chart(rows, labels=(2, 10, 50)).loc["near"]  # doctest: +NORMALIZE_WHITESPACE
+        labels a class                  2            10           50
+        compute
+        frozen                           –            –            –
+        training        fine-tuning (open)  fine-tuning  fine-tuning
+        pretraining     fine-tuning (open)  fine-tuning  fine-tuning
     """
     known = comparisons.load() if rows is None else rows
 
@@ -509,6 +547,18 @@ def leave_one_out(rows: Sequence[Evidence] | None = None) -> pd.DataFrame:
         ``"no advice"``; ``"contradicted"`` where the record shows the advised method worse than
         another; ``"confirmed"`` where it shows it better than all others that it compares;
         ``"open"`` in between.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> records = ("glyphs/unfreeze", "negative/freezing")
+        >>> rows = [row for row in tl.evidence.load() if row.record in records]
+        >>> tl.advice.leave_one_out(rows)[["record", "labels", "advised", "outcome"]]
+                      record  labels      advised    outcome
+        0    glyphs/unfreeze       2            –  no advice
+        1    glyphs/unfreeze      10  fine-tuning  confirmed
+        2    glyphs/unfreeze      50            –  no advice
+        3  negative/freezing      10  fine-tuning       open
+        4  negative/freezing      10            –  no advice
     """
     known = list(comparisons.load() if rows is None else rows)
     settings: dict[tuple[str, str, str, int], list[Evidence]] = {}

@@ -54,6 +54,17 @@ class Finding:
         fix: what to do.
         evidence: the measurements behind ``what``, by name.
         severity: ``"error"``, or ``"note"`` for advice and for what may be on purpose.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softmax(dim=1))
+        >>> audit = tl.audit.check(network, data=(torch.randn(8, 4), torch.arange(8) % 3))
+        >>> finding = audit.findings[0]
+        >>> finding.id, finding.severity
+        ('softmax-before-loss', 'error')
+        >>> print(finding.fix)
+        Return the scores themselves, without a softmax; apply it where probabilities are shown.
     """
 
     id: str

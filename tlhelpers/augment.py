@@ -276,6 +276,15 @@ def crop_by_matrices(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> 
 
     Returns:
         (n, 3, size, size) float32 on the scale of the input.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> rows = torch.tensor([0.0, 10.0, 20.0, 30.0])[:, None].expand(1, 3, 4, 4)
+        >>> box, flip = torch.tensor([[0, 0, 2, 4]]), torch.tensor([False])
+        >>> tl.augment.crop_by_matrices(rows, box, flip, 2)[0, 0]
+        tensor([[ 0.,  0.],
+                [10., 10.]])
     """
     top, left, height, width = boxes.to(images.device, torch.float32).unbind(1)
     rows = _filters(top, height, images.shape[2], size)

@@ -68,6 +68,24 @@ def fit_tfidf(data: Dataset, setting: str) -> Scores:
 
     Raises:
         ValueError: if there is no such setting.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> asked = ("my card is lost", "is my card here", "top up please", "top up now")
+        >>> data = tl.splits.Dataset(
+        ...     name="questions",
+        ...     classes=("card", "top up"),
+        ...     x=tl.questions.Texts(asked),
+        ...     labels=torch.tensor([0, 0, 1, 1]),
+        ...     split=np.array(["train"] * 4),
+        ...     ids=asked,
+        ...     split_name="all to learn from",
+        ... )
+        >>> predict = tl.banking.fit_tfidf(data, "word 1-2, C 10")
+        >>> predict(["where is the card", "please top it up"]).argmax(axis=1)
+        array([0, 1])
     """
     if setting not in TFIDF:
         raise ValueError(f"setting should be one of {', '.join(TFIDF)}; found {setting!r}.")
@@ -148,7 +166,14 @@ def _validated(data: Dataset, k: int, draw: int, setting: str) -> float:
 
 
 def recipe(shots: int, lr: float) -> Recipe:
-    """How an encoder is fine-tuned: AdamW, a short warm-up, and a linear fall of the rate."""
+    """How an encoder is fine-tuned: AdamW, a short warm-up, and a linear fall of the rate.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> recipe = tl.banking.recipe(10, lr=1e-4)
+        >>> recipe.steps, recipe.schedule, recipe.lr
+        (80, 'linear', 0.0001)
+    """
     steps = STEPS[shots]
     return Recipe(
         steps=steps,
@@ -189,7 +214,18 @@ def _ground(
 
 
 def start(bank: FeatureBank, shots: int, draw: int, run: Run) -> Probe:
-    """The probe that fine-tuning starts from; its ridge weight is chosen with draw 0."""
+    """The probe that fine-tuning starts from; its ridge weight is chosen with draw 0.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("banking77/all-MiniLM-L6-v2")
+        >>> some = tl.datasets.with_classes(bank, bank.classes[:20])
+        >>> probe = tl.banking.start(some, 1, 1, tl.runtime.Run())
+        >>> probe.n_train
+        20
+        >>> tl.evaluate.validate(probe, some.validation)
+        76.5 % [71.0, 82.5]
+    """
     ridge = probe.fit(bank.few(shots, draw=0), run=run).ridge
     return probe.fit(bank.few(shots, draw=draw), ridge=ridge, run=run)
 

@@ -131,6 +131,11 @@ def glyphs() -> Glyphs:
 
     Raises:
         RuntimeError: if some font draws two of the characters with one glyph.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.captions.glyphs()
+        Glyphs: 640, of 40 characters, in 16 cells of script and style
     """
     letters = [(s, name, sign) for s, of in SCRIPTS.items() for name, sign in of.items()]
     if twice := [g for g in characters.look_alikes(sign for *_, sign in letters) if len(g) > 1]:
@@ -145,12 +150,26 @@ def glyphs() -> Glyphs:
 
 
 def styles_of(facts: Tensor) -> Tensor:
-    """(n,) positions in :data:`STYLES`, from (n, 5) facts."""
+    """(n,) positions in :data:`STYLES`, from (n, 5) facts.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> facts = tl.captions.glyphs().facts[:4]  # one letter in four fonts
+        >>> [tl.captions.STYLES[i] for i in tl.captions.styles_of(facts)]
+        ['regular upright', 'bold upright', 'regular italic', 'bold italic']
+    """
     return facts[:, WEIGHT] + 2 * facts[:, SLANT]
 
 
 def cells_of(facts: Tensor) -> Tensor:
-    """(n,) the cell of the table of scripts and styles: ``4 * script + style``."""
+    """(n,) the cell of the table of scripts and styles: ``4 * script + style``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> facts = tl.captions.glyphs().facts[[0, -1]]
+        >>> [tl.captions.cell_name(int(cell)) for cell in tl.captions.cells_of(facts)]
+        ['regular upright Latin', 'bold italic digit']
+    """
     return len(STYLES) * facts[:, SCRIPT] + styles_of(facts)
 
 
@@ -171,6 +190,15 @@ def held_out(seed: int = 0) -> tuple[int, ...]:
 
     Returns:
         four cells, see :func:`cells_of`.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> for cell in tl.captions.held_out(seed=0):
+        ...     print(tl.captions.cell_name(cell))
+        regular upright Latin
+        bold italic Greek
+        bold upright Cyrillic
+        regular italic digit
     """
     styles = torch.randperm(len(STYLES), generator=Run(seed).generator(15)).tolist()
     return tuple(len(STYLES) * script + style for script, style in enumerate(styles))
@@ -183,6 +211,13 @@ def pictures(rows: Tensor, generator: torch.Generator, *, shift: Shift = VARIETY
         rows: (n,) positions among :func:`glyphs`.
         generator: where the shifts come from.
         shift: how pictures vary.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> twice = tl.captions.pictures(torch.tensor([0, 0]), tl.runtime.Run().generator())
+        >>> twice.shape, torch.equal(twice[0], twice[1])
+        (torch.Size([2, 1, 16, 16]), False)
     """
     large = glyphs().masks[rows].unsqueeze(1).float() / 255
     return shift.apply(large, generator, average=MASK_SCALE)
@@ -216,6 +251,14 @@ def say(claims: Tensor, templates: Sequence[str]) -> list[str]:
     Args:
         claims: (n, 5) facts, −1 where one is not mentioned.
         templates: n templates.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> facts = tl.captions.glyphs().facts[:1]
+        >>> claims = facts.where(torch.tensor([False, True, True, False, False]), -1)
+        >>> tl.captions.say(torch.cat([facts, claims]), [tl.captions.TEMPLATES[0]] * 2)
+        ['a regular upright sans Latin D', 'a regular D']
     """
     return [
         sentence(
@@ -250,6 +293,12 @@ class Pairs:
         facts: (n, 5) their facts.
         claims: (n, 5) what each sentence mentions, −1 elsewhere.
         sentences: n sentences.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> pairs = tl.captions.draw(200, tl.runtime.Run().generator())
+        >>> pairs.same.sum(), pairs.true.sum()  # of 40,000
+        (tensor(214), tensor(2753))
     """
 
     x: Tensor
@@ -275,14 +324,28 @@ class Pairs:
 
 
 def same_words(sentences: Sequence[str]) -> Tensor:
-    """(n, n) booleans: whether sentences i and j are word for word the same."""
+    """(n, n) booleans: whether sentences i and j are word for word the same.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.captions.same_words(["alpha", "bold alpha", "alpha"])
+        tensor([[ True, False,  True],
+                [False,  True, False],
+                [ True, False,  True]])
+    """
     number: dict[str, int] = {}
     code = torch.tensor([number.setdefault(text, len(number)) for text in sentences])
     return code[:, None] == code
 
 
 def seen_rows(cells: Sequence[int]) -> Tensor:
-    """Positions among :func:`glyphs` of those that lie in none of these cells."""
+    """Positions among :func:`glyphs` of those that lie in none of these cells.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> len(tl.captions.glyphs()), len(tl.captions.seen_rows(tl.captions.held_out()))
+        (640, 480)
+    """
     return (~torch.isin(cells_of(glyphs().facts), torch.tensor(list(cells)))).nonzero()[:, 0]
 
 
@@ -302,6 +365,14 @@ def draw(
         without: cells of which no glyph is drawn, such as :func:`held_out`.
         templates: each as often as the others.
         shift: how pictures vary.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> pairs = tl.captions.draw(3, tl.runtime.Run().generator())
+        >>> pairs.x.shape
+        torch.Size([3, 1, 16, 16])
+        >>> pairs.sentences
+        ('the beta in serif type', 'this picture shows six, upright', 'italic sha')
     """
     usable = seen_rows(without)
     rows = usable[torch.randint(len(usable), (n,), generator=generator)]
@@ -326,6 +397,13 @@ def information(without: Sequence[int] = ()) -> float:
 
     Args:
         without: cells that are left out, as for :func:`draw`.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> round(tl.captions.information(), 2)
+        3.96
+        >>> round(tl.captions.information(tl.captions.held_out()), 2)
+        3.87
     """
     facts = glyphs().facts[seen_rows(without)].numpy()
     total = 0.0
@@ -333,7 +411,7 @@ def information(without: Sequence[int] = ()) -> float:
         chosen = np.array(mentioned)
         if not chosen.any():
             continue
-        chance = np.where(chosen, MENTIONED, 1 - np.array(MENTIONED)).prod()
+        chance = float(np.where(chosen, MENTIONED, 1 - np.array(MENTIONED)).prod())
         counts = np.unique(facts[:, chosen], axis=0, return_counts=True)[1]
         shares = counts / counts.sum()
         total -= chance * float((shares * np.log(shares)).sum())
@@ -355,6 +433,14 @@ def exam(
         seed: of the pictures.
         without: cells that training leaves out; None for ``held_out(seed)``.
         sizes: pictures in train, validation and test.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> exam = tl.captions.exam(sizes=(640, 40, 40))
+        >>> exam.train
+        train split: 640 examples, 40 classes
+        >>> exam.test.ids[0]
+        'bold upright Cyrillic/zhe/DejaVu Sans Bold/680'
     """
     out = held_out(seed) if without is None else tuple(without)
     generator = Run(seed).generator(15, 3)
@@ -387,12 +473,29 @@ def exam(
 
 
 def by_style(data: Dataset) -> Dataset:
-    """The same pictures with their styles as classes, and the same log of readings."""
+    """The same pictures with their styles as classes, and the same log of readings.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> exam = tl.captions.exam(sizes=(640, 40, 40))
+        >>> exam.train
+        train split: 640 examples, 40 classes
+        >>> tl.captions.by_style(exam).train
+        train split: 640 examples, 4 classes
+    """
     found = [STYLES.index(name.split("/")[0].rpartition(" ")[0]) for name in data.ids]
     return dataclasses.replace(data, classes=STYLES, labels=torch.tensor(found))
 
 
 def unseen(ids: Sequence[str], without: Sequence[int]) -> np.ndarray:
-    """(n,) booleans: which ids of :func:`exam` lie in one of these cells."""
+    """(n,) booleans: which ids of :func:`exam` lie in one of these cells.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> exam = tl.captions.exam(sizes=(640, 40, 640))
+        >>> out = tl.captions.held_out()
+        >>> [int(tl.captions.unseen(part.ids, out).sum()) for part in (exam.train, exam.test)]
+        [0, 160]
+    """
     names = {cell_name(cell) for cell in without}
     return np.array([name.split("/")[0] in names for name in ids])

@@ -133,6 +133,12 @@ def outline(font: str, character: str) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         ValueError: if there is no such font, or it has no such character.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> vertices, codes = tl.characters.outline("DejaVu Sans", "I")
+        >>> vertices.tolist()
+        [[201, 1493], [403, 1493], [403, 0], [201, 0], [201, 1493], [0, 0]]
     """
     from matplotlib import ft2font
 
@@ -159,6 +165,20 @@ def mask(font: str, character: str, side: int = MASK_SCALE * GLYPH_SIZE) -> Tens
 
     Raises:
         ValueError: if there is no such font, or it has no such character.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> for row in tl.characters.mask("DejaVu Sans", "R", side=9):
+        ...     print("".join("#" if ink > 99 else "." for ink in row))
+        .#####...
+        .#...##..
+        .#...##..
+        .#...##..
+        .#####...
+        .#..##...
+        .#...##..
+        .#....#..
+        .#....##.
     """
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.path import Path as Outline

@@ -50,6 +50,22 @@ class Clip:
         backbone: photographs to embeddings of length 1, for ``features.extract``.
         embed_texts: a sequence of n sentences to (n, d) embeddings of length 1.
         scale: the learnt factor on cosines.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> towers = tl.contrastive.two_towers(("a", "bold", "alpha", "beta"), dim=8)
+        >>> backbone = tl.models.Backbone(
+        ...     name="small tower",
+        ...     network=towers.image,
+        ...     classifier=towers.image,
+        ...     dim=8,
+        ...     preprocess=None,
+        ...     fingerprint=tl.models.fingerprint(towers.image),
+        ...     weights="random",
+        ... )
+        >>> clip = tl.clip.Clip(backbone, towers.embed_texts, towers.scale)
+        >>> clip.embed_texts(["a bold alpha"]).shape, round(clip.scale, 1)
+        (torch.Size([1, 8]), 14.3)
     """
 
     backbone: Backbone
@@ -156,6 +172,26 @@ def heads(
         shots: labels a class.
         draws: of the labels.
         ridges: the ridge weights among which validation chooses.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> exam = tl.captions.exam(sizes=(640, 40, 40))
+        >>> pair = tl.datasets.with_classes(exam, ["alpha", "beta"])
+        >>> towers = tl.contrastive.two_towers(("a", "alpha", "beta"), dim=8)
+        >>> backbone = tl.models.Backbone(
+        ...     name="small tower",
+        ...     network=towers.image,
+        ...     classifier=towers.image,
+        ...     dim=8,
+        ...     preprocess=None,
+        ...     fingerprint=tl.models.fingerprint(towers.image),
+        ...     weights="random",
+        ... )
+        >>> clip = tl.clip.Clip(backbone, towers.embed_texts, towers.scale)
+        >>> bank = tl.features.extract(pair, clip.backbone)
+        >>> heads = tl.clip.heads(clip, bank, prompts=("a {}",), shots=(1,), draws=1)
+        >>> list(heads)
+        [('one prompt', 0, 0), ('mean of prompts', 0, 0), ('probe', 1, 0), ('both', 1, 0)]
     """
     one, several = (
         contrastive.class_embeddings(clip.embed_texts, sentences(bank.classes, chosen))

@@ -133,6 +133,16 @@ def with_state(network: nn.Module, state: StateDict, *, x: Tensor | None = None)
     Raises:
         TypeError, ValueError: as :func:`~tlhelpers.adapt.adapt_batchnorm`, if x is given; or if
             the state is of another architecture, or not finite.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> letters = tl.models.small_resnet(weights="letters")
+        >>> random = tl.models.small_resnet(52)
+        >>> half = tl.combine.average_states([letters.state_dict(), random.state_dict()])
+        >>> plain = tl.combine.with_state(letters, half)
+        >>> repaired = tl.combine.with_state(letters, half, x=tl.datasets.digits().train.x[:100])
+        >>> [round(float(network.stem[1].running_var.mean()), 2) for network in (plain, repaired)]
+        [0.5, 0.02]
     """
     _check_alike(network.state_dict(), state, "the network", "the state")
     changed = copy.deepcopy(network).eval()
@@ -191,6 +201,17 @@ def ensemble(
     Raises:
         TypeError: if a member cannot be called.
         ValueError: if there is no member, or the weights do not fit.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> sure = torch.tensor([[0.99, 0.01]]).log()
+        >>> unsure = torch.tensor([[0.25, 0.75]]).log()
+        >>> both = tl.combine.ensemble([lambda x: sure, lambda x: unsure])
+        >>> both
+        ensemble of 2 predictors, with the weights 0.5, 0.5
+        >>> both(torch.zeros(1, 1)).exp()
+        tensor([[0.6200, 0.3800]])
     """
     if not members:
         raise ValueError("an ensemble needs at least one member, found none.")
@@ -229,6 +250,15 @@ def concatenate(banks: Sequence[Dataset]) -> Dataset:
     Raises:
         TypeError: if a data set does not hold features.
         ValueError: if there is none, the examples differ, or features are not finite or constant.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> names = ("mobilenet_v2", "squeezenet1_1")
+        >>> banks = [tl.features.load(f"stanford_dogs/{name}") for name in names]
+        >>> few = [tl.datasets.with_classes(bank, ["Pug", "Beagle"]).few(5) for bank in banks]
+        >>> both = tl.combine.concatenate(few)
+        >>> [bank.x.shape[1] for bank in (*few, both)]
+        [128, 64, 192]
     """
     if not banks:
         raise ValueError("there is nothing to concatenate: give one bank or more.")

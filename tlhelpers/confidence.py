@@ -36,6 +36,15 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
 
     Raises:
         ValueError: if there is no example, or the shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> logits = torch.tensor([[4.0, 0.0]]).repeat(100, 1)
+        >>> labels = (torch.arange(100) >= 75).long()
+        >>> t = tl.confidence.temperature(logits, labels)
+        >>> round(t, 2), (logits[:1] / t).softmax(dim=1).round(decimals=2)
+        (3.64, tensor([[0.7500, 0.2500]]))
     """
     if logits.ndim != 2 or labels.shape != (len(logits),) or not len(logits):
         raise ValueError(
@@ -114,6 +123,15 @@ def risk_coverage(
 
     Raises:
         ValueError: if the two do not fit, or a score is NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> import tlhelpers as tl
+        >>> score = np.linspace(0, 1, 1000)
+        >>> correct = np.random.default_rng(0).random(1000) < score
+        >>> curve = tl.confidence.risk_coverage(correct, score)
+        >>> [round(curve.at(share), 2) for share in (0.1, 0.5, 1.0)]
+        [0.04, 0.25, 0.52]
     """
     wrong, values = _checked(correct, score)
     n = len(wrong)
@@ -193,6 +211,17 @@ def threshold(
 
     Raises:
         ValueError: if something is out of its range.
+
+    Example:
+        >>> import numpy as np
+        >>> import tlhelpers as tl
+        >>> score = np.linspace(0, 1, 1000)
+        >>> correct = np.random.default_rng(0).random(1000) < score
+        >>> tl.confidence.threshold(correct, score, risk=0.2)  # doctest: +NORMALIZE_WHITESPACE
+        answer at a score of 0.751 or higher (25 % of the examples): error 18.4 % at most,
+        with a confidence of 95 %
+        >>> tl.confidence.threshold(correct, score, risk=0.001)
+        no threshold keeps the promise of an error of 0.1 % at most
     """
     wrong, values = _checked(correct, score)
     if not 0 < risk < 1 or not 0 < level < 1 or steps < 1:

@@ -83,12 +83,24 @@ class WordEncoder(nn.Module):
 
 
 def split(sentence: str) -> list[str]:
-    """The words of a sentence, without its commas."""
+    """The words of a sentence, without its commas.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.contrastive.split("a bold, italic alpha")
+        ['a', 'bold', 'italic', 'alpha']
+    """
     return sentence.replace(",", " ").split()
 
 
 def vocabulary(sentences: Iterable[str]) -> tuple[str, ...]:
-    """All words of these sentences, sorted."""
+    """All words of these sentences, sorted.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.contrastive.vocabulary(["a bold alpha", "an alpha, leaning"])
+        ('a', 'alpha', 'an', 'bold', 'leaning')
+    """
     return tuple(sorted({word for sentence in sentences for word in split(sentence)}))
 
 
@@ -96,6 +108,13 @@ def image_tower(dim: int, *, widths: Sequence[int] = (32, 64, 96), seed: int = 0
     """Three convolutions, a mean over the image plane, and a linear map: (n, 1, h, w) to (n, dim).
 
     An eighth of the arithmetic of ``models.small_resnet``, so that a chapter can train it.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tower = tl.contrastive.image_tower(64)
+        >>> tower(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 64])
     """
     layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
@@ -153,6 +172,15 @@ def two_towers(words: Sequence[str], *, dim: int = 64, seed: int = 0) -> TwoTowe
         words: the vocabulary.
         dim: of the space that both end in.
         seed: of both.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> model = tl.contrastive.two_towers(("bold", "alpha"), dim=8)
+        >>> model
+        TwoTowers: 77,480 parameters for images, 16 for text, cosines times 14.3
+        >>> model(torch.zeros(3, 1, 16, 16), ["alpha", "bold alpha"]).shape
+        torch.Size([3, 2])
     """
     return TwoTowers(image_tower(dim, seed=seed), WordEncoder(words, dim, seed=seed))
 
@@ -180,6 +208,14 @@ def info_nce(logits: Tensor, positives: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: if the logits are not square, the positives have another shape, or a row or a
             column has none.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tl.contrastive.info_nce(torch.zeros(4, 4))
+        tensor(1.3863)
+        >>> tl.contrastive.info_nce(5 * torch.eye(4))
+        tensor(0.0200)
     """
     n = len(logits)
     if logits.shape != (n, n) or n == 0:
@@ -206,6 +242,11 @@ def loss_floor(sentences: Sequence[str]) -> float:
 
     A sentence that stands there g times shares its probability with its copies, so that neither
     direction of its pair's loss falls below log g.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> round(tl.contrastive.loss_floor(["alpha", "alpha", "beta"]), 3)
+        0.462
     """
     counts = pd.Series(list(sentences)).value_counts()
     return float((counts * np.log(counts)).sum() / counts.sum())
@@ -230,6 +271,15 @@ class Plan:
         lr: the highest learning rate of AdamW, reached after a tenth of the steps and then lowered
             to 0 along a cosine.
         weight_decay: for the matrices; none for biases, norms and the scale.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.contrastive.Plan(steps=40)
+        Plan(steps=40, batch_size=256, lr=0.01, weight_decay=0.01)
+        >>> tl.contrastive.Plan(batch_size=1)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: steps and lr are above 0, a batch has 2 pairs or more; found Plan(...
     """
 
     steps: int = 160
@@ -266,6 +316,15 @@ def fit(
 
     Raises:
         FloatingPointError: if the loss is not finite.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> pairs = tl.captions.draw(64, tl.runtime.Run().generator())
+        >>> model = tl.contrastive.two_towers(tl.contrastive.vocabulary(pairs.sentences), dim=16)
+        >>> plan = tl.contrastive.Plan(steps=20)
+        >>> history = tl.contrastive.fit(model, lambda n, generator: pairs, plan)
+        >>> history.loss.iloc[[0, -1]].round().tolist()  # chance is log 64 = 4.2
+        [8.0, 3.0]
     """
     run = runtime.default(run)
 
@@ -309,6 +368,21 @@ def minimise(
 
     Raises:
         FloatingPointError: if the loss is not finite.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> def noisy_line(n, generator):
+        ...     x = torch.randn(n, 1, generator=generator)
+        ...     return x, 3 * x + 0.1 * torch.randn(n, 1, generator=generator)
+        >>> def squared_error(batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        >>> model = torch.nn.Linear(1, 1)
+        >>> plan = tl.contrastive.Plan(steps=100, lr=0.2, weight_decay=0.0)
+        >>> cpu = tl.runtime.Run()
+        >>> history = tl.contrastive.minimise(model, squared_error, noisy_line, plan, cpu)
+        >>> len(history), round(model.weight.item(), 1)
+        (100, 3.0)
     """
     run = runtime.default(run)
     model.to(run.device).train()
@@ -355,7 +429,16 @@ def _share(step: int, steps: int) -> float:
 
 
 def embed(model: TwoTowers, x: Tensor, *, batch_size: int = 512) -> Tensor:
-    """(n, d) embeddings of images, of length 1, in evaluation mode and on the CPU."""
+    """(n, d) embeddings of images, of length 1, in evaluation mode and on the CPU.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> model = tl.contrastive.two_towers(("alpha",), dim=8)
+        >>> u = tl.contrastive.embed(model, torch.rand(100, 1, 16, 16))
+        >>> u.shape, u.norm(dim=1).round(decimals=3).unique()
+        (torch.Size([100, 8]), tensor([1.]))
+    """
     with _inference.evaluating(model) as device:
         parts = [model.embed_images(part.to(device)).cpu() for part in x.split(batch_size)]
     return torch.cat(parts)
@@ -372,6 +455,18 @@ def class_embeddings(
 
     Raises:
         ValueError: if a class has no sentence, or not as many as the others.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> embed = tl.contrastive.two_towers(("a", "bold", "alpha", "beta")).embed_texts
+        >>> named = [["alpha", "a bold alpha"], ["beta", "a beta"]]
+        >>> weight = tl.contrastive.class_embeddings(embed, named)
+        >>> weight.shape, weight.norm(dim=1).round(decimals=3)
+        (torch.Size([2, 64]), tensor([1., 1.]))
+        >>> tl.contrastive.class_embeddings(embed, [["alpha"], []])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: each class should have as many sentences as the others, 1 or more; ...
     """
     counts = {len(sentences) for sentences in classes}
     if len(counts) != 1 or 0 in counts:
@@ -416,6 +511,15 @@ def zero_shot(weight: Tensor, *, scale: float) -> Head:
     Args:
         weight: (m, d), see :func:`class_embeddings`.
         scale: the model's factor on cosines.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> head = tl.contrastive.zero_shot(torch.eye(2), scale=10.0)
+        >>> head
+        zero-shot: 2 classes, from words alone
+        >>> head(torch.tensor([[0.8, 0.6]])).softmax(dim=1).round(decimals=2)
+        tensor([[0.8800, 0.1200]])
     """
     return Head(weight, scale, name="zero-shot")
 
@@ -498,6 +602,18 @@ def best_head(
         validation: embeddings and labels.
         centre, scale, name: as for :func:`fit_head`.
         ridges: what is tried.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> words = torch.eye(2)
+        >>> u = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(20, 1)
+        >>> y = torch.tensor([0, 1]).repeat(20)
+        >>> head = tl.contrastive.best_head((u[:2], y[:2]), (u, y), centre=words, scale=1.0)
+        >>> head
+        head: 2 classes, ridge 0.01
+        >>> head(u).argmax(dim=1).eq(y).float().mean()
+        tensor(1.)
     """
     u, y = validation
     heads = [
@@ -524,6 +640,16 @@ def information_bound(model: TwoTowers, batches: Iterable[PairBatch]) -> Estimat
 
     Returns:
         the mean over batches, with Student's t interval.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> generator = tl.runtime.Run().generator()
+        >>> batches = [tl.captions.draw(32, generator) for _ in range(3)]
+        >>> words = tl.contrastive.vocabulary(text for pairs in batches for text in pairs.sentences)
+        >>> untrained = tl.contrastive.two_towers(words, dim=16)
+        >>> bound = tl.contrastive.information_bound(untrained, batches)
+        >>> round(bound.value, 1)  # below 0, it says nothing
+        -2.1
     """
     found = []
     for batch in batches:
@@ -569,6 +695,16 @@ def modality_gap(images: Tensor, texts: Tensor) -> Gap:
 
     Raises:
         ValueError: if the shapes differ, or n is below 4.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> import tlhelpers as tl
+        >>> noise = torch.randn(2, 100, 2, generator=torch.Generator().manual_seed(0))
+        >>> images = normalize(torch.tensor([1.0, 0.0]) + 0.1 * noise[0], dim=1)
+        >>> texts = normalize(torch.tensor([0.0, 1.0]) + 0.1 * noise[1], dim=1)
+        >>> tl.contrastive.modality_gap(images, texts)
+        means 1.40 apart, pairs 1.40; 100% told apart by a linear classifier
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -597,6 +733,13 @@ def closed_gap(images: Tensor, texts: Tensor, *, delta: Tensor) -> tuple[Tensor,
         images: (n, d).
         texts: (m, d).
         delta: (d,) mean image minus mean sentence, taken from other pairs.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> images, texts = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> tl.contrastive.closed_gap(images, texts, delta=torch.tensor([1.0, -1.0]))
+        (tensor([[0.7071, 0.7071]]), tensor([[0.7071, 0.7071]]))
     """
     return (
         functional.normalize(images - delta / 2, dim=1),

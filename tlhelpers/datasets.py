@@ -230,6 +230,14 @@ def digits(*, seed: int = 0, size: int = GLYPH_SIZE) -> Dataset:
     C. Kaynak, UCI machine learning repository, 1998), written by 13 people. scikit-learn's copy
     does not say who wrote which digit, so the same hand is on all sides of the split, and the
     accuracy for a new writer may be lower.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits()
+        >>> digits.train, digits.x.shape
+        (train split: 1,000 examples, 10 classes, torch.Size([1797, 1, 16, 16]))
+        >>> digits.few(5, draw=0).train
+        train split: 50 examples, 10 classes
     """
     from sklearn.datasets import load_digits
 
@@ -262,6 +270,14 @@ def with_classes(data: Dataset, names: Sequence[str]) -> Dataset:
 
     Raises:
         ValueError: if a name is not a class of ``data``, or appears twice.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> pair = tl.datasets.with_classes(tl.datasets.digits(), ["8", "3"])
+        >>> pair.train
+        train split: 200 examples, 2 classes
+        >>> pair.train.ids[0], pair.train.y[0], pair.classes[0]
+        ('digit 0003', tensor(1), '8')
     """
     names = tuple(names)
     if unknown := [name for name in names if name not in data.classes]:
@@ -287,6 +303,13 @@ def shuffled_labels(data: Dataset, seed: int) -> Dataset:
     """The same images with the labels of each split shuffled: there is nothing to generalise.
 
     Each split keeps how often a class occurs in it.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits()
+        >>> shuffled = tl.datasets.shuffled_labels(digits, seed=0)
+        >>> round(float((shuffled.train.y == digits.train.y).float().mean()), 1)
+        0.1
     """
     generator = runtime.Run(seed).generator(0)
     labels = data.labels.clone()
@@ -315,6 +338,20 @@ class Images:
 
     Attributes:
         names: the files' names, in order.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (48, 32)).save(Path(folder, "a.png"))
+        ...     Image.new("RGB", (30, 60)).save(Path(folder, "b.jpg"))
+        ...     files = tl.datasets.Folder(folder)
+        ...     print([tuple(image.shape) for image in tl.datasets.Images(files)])
+        ...     print(tl.datasets.Images(files, size=16).stack().shape)
+        [(3, 32, 48), (3, 60, 30)]
+        torch.Size([2, 3, 16, 16])
     """
 
     def __init__(
@@ -428,6 +465,21 @@ def decode(data: bytes, *, box: Box | None = None) -> Tensor:
     Raises:
         ValueError: if the bytes are damaged, cut off, or in another format; or if the box lies
             outside the image.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (60, 40), color=128).save(file, "JPEG")
+        >>> tl.datasets.decode(file.getvalue()).shape
+        torch.Size([3, 40, 60])
+        >>> tl.datasets.decode(file.getvalue(), box=(0, 0, 10, 20)).shape
+        torch.Size([3, 20, 10])
+        >>> tl.datasets.decode(file.getvalue()[:-2])
+        Traceback (most recent call last):
+            ...
+        ValueError: Premature end of JPEG file
     """
     if data[:2] == b"\xff\xd8":
         pixels, turn = _decode_jpeg(data)
@@ -501,7 +553,31 @@ def _open_with_pillow(data: bytes, *formats: str) -> tuple[Image.Image, int]:
 
 
 class Folder:
-    """The files in a folder and in its folders, hidden ones left out."""
+    """The files in a folder and in its folders, hidden ones left out.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        label: the folder's name.
+        names: its files, as paths within it with ``/`` between the parts.
+        folders: its folders, and those in them, likewise.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as path:
+        ...     Path(path, "cats").mkdir()
+        ...     for name in ("cats/tom.jpg", "notes.txt", ".hidden"):
+        ...         Path(path, name).touch()
+        ...     folder = tl.datasets.Folder(path)
+        >>> folder.names, folder.folders
+        (('notes.txt', 'cats/tom.jpg'), ('cats',))
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -531,9 +607,34 @@ class Archive:
     interruption. An archive in which something would land outside the folder it is unpacked to is
     refused all the same, since nobody makes one by accident.
 
+    Args:
+        path: the tar.
+
+    Attributes:
+        label: the file's name.
+        names: its files, as paths within it with ``/`` between the parts.
+        folders: its folders, likewise.
+
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if the file is compressed, no tar, cut off, or holds a link, a device, a name
             twice, or a path that leads out.
+
+    Example:
+        >>> import io
+        >>> import tarfile
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "cats.tar")
+        ...     with tarfile.open(path, "w") as tar:
+        ...         entry = tarfile.TarInfo("cats/tom.jpg")
+        ...         entry.size = 3
+        ...         tar.addfile(entry, io.BytesIO(b"tom"))
+        ...     archive = tl.datasets.Archive(path)
+        ...     print(archive.names, archive.read("cats/tom.jpg"))
+        ('cats/tom.jpg',) b'tom'
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -723,6 +824,21 @@ def stanford_dogs(
 
     Source: Khosla, Jayadevaprakash, Yao and Fei-Fei, "Novel dataset for fine-grained image
     categorization", workshop on fine-grained visual categorization, CVPR 2011.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for breed in ("n02110958-pug", "n02088364-beagle"):
+        ...         Path(folder, "Images", breed).mkdir(parents=True)
+        ...         for i in range(150):
+        ...             picture = Path(folder, "Images", breed, f"{breed[:9]}_{i}.jpg")
+        ...             Image.new("RGB", (8, 8)).save(picture)
+        ...     dogs = tl.datasets.stanford_dogs(folder)
+        >>> dogs.classes, len(dogs.train), len(dogs.test), dogs.split_name
+        (('Beagle', 'Pug'), 180, 96, 'sha256 90/10/48')
     """
     location = _locate_dogs(path, download=download)
     homes = _homes(location)
@@ -1179,6 +1295,22 @@ def image_folder(
         FileNotFoundError: if there is no such folder.
         ValueError: if the shares are not shares, there are fewer than two classes, a class has
             fewer than three pictures, or pictures lie where they would be overlooked.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cats", "dogs"):
+        ...         Path(folder, name).mkdir()
+        ...         for i in range(5):
+        ...             Image.new("RGB", (48, 32)).save(Path(folder, name, f"{i}.png"))
+        ...     pets = tl.datasets.image_folder(folder, name="pets", size=16)
+        ...     print(pets)
+        ...     print(pets.train.ids[0], pets.train.x.stack().shape)
+        Dataset 'pets': 2 classes; train 6, validation 2, test 2; split 'sha256 60%/20%/rest'
+        cats/0.png torch.Size([6, 3, 16, 16])
     """
     path = Path(path).expanduser()
     if not (train > 0 and validation > 0 and train + validation < 1):

@@ -114,6 +114,16 @@ def with_threshold(predictor: Callable[[Any], Any], threshold: float) -> Shifted
 
     Raises:
         ValueError: if the threshold does not lie between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> scores = torch.tensor([[0.9, 0.1], [0.7, 0.3]]).log()
+        >>> careful = tl.decide.with_threshold(lambda x: scores, 0.2)
+        >>> careful
+        threshold 0.200: logits +0.000, +1.386
+        >>> careful(None).argmax(dim=1)
+        tensor([0, 1])
     """
     if not 0 < threshold < 1:
         raise ValueError(f"a threshold is a probability between 0 and 1, found {threshold}.")
@@ -141,6 +151,17 @@ def choose_threshold(
     Raises:
         ValueError: if the split is the test split, lacks one of the two classes, or the predictor
             does not return finite logits of two classes.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> xrays = tl.features.load("pneumonia/last_layer").few(50, draw=0)
+        >>> probe = tl.probe.fit(xrays, ridge=0.1)
+        >>> threshold = tl.decide.choose_threshold(probe, xrays.validation)
+        >>> moved = tl.decide.with_threshold(probe, threshold)
+        >>> for predictor in (probe, moved):
+        ...     tl.evaluate.validate(predictor, xrays.validation, metric="balanced_accuracy")
+        87.9 % [85.0, 90.8]
+        88.6 % [85.9, 91.0]
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion should be one of {', '.join(CRITERIA)}, found {criterion!r}.")

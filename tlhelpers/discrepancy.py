@@ -157,6 +157,13 @@ def mmd_test(
 
     Raises:
         TypeError, ValueError: as :func:`mmd_squared`, or if there is no permutation.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> a, b = torch.randn(2, 80, 5, generator=torch.Generator().manual_seed(0))
+        >>> [tl.discrepancy.mmd_test(a, b + shift, permutations=99).p_value for shift in (0, 0.5)]
+        [0.23, 0.01]
     """
     a, b = (sample.detach().cpu().double() for sample in _samples.pair(source, target))
     if permutations < 1:
@@ -232,6 +239,13 @@ def proxy_a_distance(
     Raises:
         TypeError, ValueError: as :func:`mmd_squared`, or if a domain has fewer examples than
             there are folds, or the ridge is not above 0.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> a, b = torch.randn(2, 200, 5, generator=torch.Generator().manual_seed(0))
+        >>> [round(tl.discrepancy.proxy_a_distance(a, b + shift)) for shift in (0, 1, 10)]
+        [0, 1, 2]
     """
     scores, domain = _samples.domain_scores(source, target, folds, ridge, seed, balanced=True)
     wrong = (scores > 0) != domain

@@ -36,7 +36,14 @@ SOURCES = (
 
 
 def tasks() -> dict[str, Callable[[], Dataset]]:
-    """The six targets of the zoo, and the three tasks of chapter 01 that letters do not help."""
+    """The six targets of the zoo, and the three tasks of chapter 01 that letters do not help.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tasks = tl.distances.tasks()
+        >>> [name for name in tasks if name not in tl.zoo.TARGETS]
+        ['rotation', 'stroke', 'noise']
+    """
     made: dict[str, Callable[[], Dataset]] = {
         name: functools.partial(zoo.target, name) for name in zoo.TARGETS
     }
@@ -70,6 +77,14 @@ def measure(
         draw, its mean and interval over the draws, the ``word`` that this interval gives, and the
         ``words`` that somebody with a single draw would have found. In the result: how many pairs
         there are of each word, and how often a single draw gives the word of all, or the opposite.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = {"my digits": tl.datasets.digits}
+        >>> record = tl.distances.measure(targets=digits, draws=2, k=10)
+        >>> record.to_frame()[["target", "source", "word", "words"]]
+              target   source  word         words
+        0  my digits  letters  near  [near, near]
     """
     run = runtime.default(run)
     origin = records.provenance(measure, advice.distance, command=COMMAND)

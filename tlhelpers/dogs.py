@@ -177,6 +177,14 @@ def decisions(base: Way = LP_FT, *, norms: bool = True) -> dict[str, Way]:
 
     Returns:
         ways by what is done instead; ``"baseline"`` is the base.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> ways = tl.dogs.decisions()
+        >>> len(ways), ways["baseline"].size, ways["96 px"].size
+        (10, 224, 96)
+        >>> tl.dogs.decisions(norms=False).keys() ^ ways.keys()
+        {'norms frozen'}
     """
     assert base.recipe is not None
     found = {"baseline": base}
@@ -531,6 +539,11 @@ def checkpoints(data: Dataset) -> Path:
 
     A finished run's file makes the next call cheap. Delete the folder when the records are saved;
     a ResNet-18 takes about 200 MB a run.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.dogs.checkpoints(tl.datasets.digits()).parts[-2:]
+        ('checkpoints', 'digits')
     """
     return runtime.cache_folder() / "checkpoints" / data.name
 
@@ -547,7 +560,15 @@ def _file_name(way: Way, data: Dataset, architecture: str, run: Run) -> str:
 
 
 def record_name(way: Way, architecture: str) -> str:
-    """``dogs/<way>_<architecture>_<size>``, with the epochs where they are not the way's own."""
+    """``dogs/<way>_<architecture>_<size>``, with the epochs where they are not the way's own.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.dogs.record_name(tl.dogs.LP_FT, "squeezenet1_1")
+        'dogs/lp_ft_squeezenet1_1_224'
+        >>> tl.dogs.record_name(tl.dogs.LP_FT.at(epochs=2), "squeezenet1_1")
+        'dogs/lp_ft_squeezenet1_1_224_2epochs'
+    """
     return f"dogs/{way.name}_{architecture}_{way.size}{_other_length(way)}"
 
 
@@ -556,6 +577,16 @@ def label_name(compared: Sequence[Way], architecture: str) -> str:
 
     Raises:
         ValueError: if the ways see images of different sizes.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> small = tl.dogs.LP_FT.at(size=128)
+        >>> tl.dogs.label_name([small, tl.dogs.PROBE.at(size=128)], "mobilenet_v2")
+        'dogs/labels_mobilenet_v2_128'
+        >>> tl.dogs.label_name([small, tl.dogs.PROBE], "mobilenet_v2")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: ways that are compared should see images of one size and one stored size, ...
     """
     sizes = {(way.size, way.stored) for way in compared}
     if len(sizes) != 1:
@@ -568,7 +599,13 @@ def label_name(compared: Sequence[Way], architecture: str) -> str:
 
 
 def ablation_name(base: Way, architecture: str) -> str:
-    """``dogs/ablation_<architecture>_<size>``, with the epochs where they are not the way's own."""
+    """``dogs/ablation_<architecture>_<size>``, with the epochs where they are not the way's own.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.dogs.ablation_name(tl.dogs.LP_FT, "mobilenet_v2")
+        'dogs/ablation_mobilenet_v2_224'
+    """
     return f"dogs/ablation_{architecture}_{base.size}{_other_length(base)}"
 
 
@@ -580,7 +617,19 @@ def _other_length(way: Way) -> str:
 
 
 def find_weights(folder: str | Path, architecture: str) -> str | Path:
-    """``<architecture>_imagenet.safetensors`` in a folder, or ``"imagenet"``: torchvision's own."""
+    """``<architecture>_imagenet.safetensors`` in a folder, or ``"imagenet"``: torchvision's own.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "resnet18_imagenet.safetensors").touch()
+        ...     for architecture in ("resnet18", "mobilenet_v2"):
+        ...         print(Path(tl.dogs.find_weights(folder, architecture)).name)
+        resnet18_imagenet.safetensors
+        imagenet
+    """
     path = Path(folder) / f"{architecture}_imagenet.safetensors"
     return path if path.is_file() else "imagenet"
 
@@ -653,6 +702,18 @@ def results() -> pd.DataFrame:
         ``architecture``, ``way``, ``size`` (pixels), ``mean``, ``low`` and ``high`` (top-1 on the
         test split), and, NaN where nothing was trained, ``epochs``, ``core_minutes`` (NaN in older
         records too) and ``peak_memory_gb``; ``tier`` and ``record`` (its name). The best first.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> found = tl.dogs.results().set_index("record")
+        >>> names = [f"dogs/{way}_squeezenet1_1_128" for way in ("lp_ft", "full", "probe")]
+        >>> columns = ["way", "size", "mean", "epochs"]
+        >>> found.loc[names, columns].round(2)  # doctest: +NORMALIZE_WHITESPACE
+                                        way  size  mean  epochs
+        record
+        dogs/lp_ft_squeezenet1_1_128  lp_ft   128  0.58     6.0
+        dogs/full_squeezenet1_1_128    full   128  0.56     6.0
+        dogs/probe_squeezenet1_1_128  probe   128  0.56     NaN
     """
     rows = []
     for name in records.names():
@@ -680,17 +741,53 @@ _NESTED = ("history", "stages", "test_ids", "test_correct")
 
 
 def runs(record: Record) -> pd.DataFrame:
-    """The figures of each run: the rows of the curve without what is nested or packed."""
+    """The figures of each run: the rows of the curve without what is nested or packed.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> record = tl.records.load("dogs/labels_mobilenet_v2_128")
+        >>> tl.dogs.runs(record)[["way", "k", "test_top1"]].round(2)
+                   way   k  test_top1
+        0        probe   5       0.58
+        1  lp_ft_norms   5       0.60
+        2        probe  20       0.66
+        3  lp_ft_norms  20       0.68
+        4        probe  90       0.71
+        5  lp_ft_norms  90       0.76
+    """
     return record.to_frame().drop(columns=list(_NESTED))
 
 
 def history(record: Record) -> pd.DataFrame:
-    """A row for each evaluation of each run: ``way``, ``k``, ``seed`` and a history's columns."""
+    """A row for each evaluation of each run: ``way``, ``k``, ``seed`` and a history's columns.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> record = tl.records.load("dogs/lp_ft_squeezenet1_1_128")
+        >>> tl.dogs.history(record)[["way", "epoch", "train_loss", "validation_top1"]].round(2)
+             way  epoch  train_loss  validation_top1
+        0  lp_ft      1        1.48             0.56
+        1  lp_ft      2        1.43             0.57
+        2  lp_ft      3        1.33             0.58
+        3  lp_ft      4        1.24             0.60
+        4  lp_ft      5        1.19             0.60
+        5  lp_ft      6        1.16             0.60
+    """
     return _unnest(record, "history")
 
 
 def stages(record: Record) -> pd.DataFrame:
-    """A row for each stage of each run: ``way``, ``k``, ``seed``, ``stage``, ``moved``, ``cka``."""
+    """A row for each stage of each run: ``way``, ``k``, ``seed``, ``stage``, ``moved``, ``cka``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> record = tl.records.load("dogs/lp_ft_squeezenet1_1_128")
+        >>> tl.dogs.stages(record)[["stage", "moved", "cka"]].round(2).tail(3)
+                 stage  moved   cka
+        7  features.11   0.01  0.99
+        8  features.12   0.01  0.96
+        9     features   0.00  0.96
+    """
     return _unnest(record, "stages")
 
 
@@ -731,6 +828,16 @@ def correct(record: Record, **which: Any) -> Correct:
     Raises:
         KeyError: if a row of the record has no such column.
         ValueError: if no row is left, or it was not this module that made the record.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> record = tl.records.load("dogs/labels_mobilenet_v2_128")
+        >>> tl.dogs.correct(record, way="probe", k=5)
+        1 run of 5,760 images, 58.4 % right
+        >>> tl.dogs.correct(record, way="probe", k=6)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: the record 'dogs/labels_mobilenet_v2_128' should hold packed outcomes of a ...
     """
     rows = [row for row in record.curve if all(row[key] == v for key, v in which.items())]
     if not rows or "test_correct" not in rows[0]:
@@ -763,6 +870,13 @@ def difference(
 
     Raises:
         ValueError: if the two are not of the same test images.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> record = tl.records.load("dogs/labels_mobilenet_v2_128")
+        >>> tuned = tl.dogs.correct(record, way="lp_ft_norms", k=20)
+        >>> tl.dogs.difference(tuned, tl.dogs.correct(record, way="probe", k=20))
+        +1.7 points [+0.9, +2.5]
     """
     a, b = _outcomes(ours), _outcomes(theirs)
     if a.images != b.images:

@@ -50,6 +50,18 @@ def fetch(
             ``path`` (which stays), or not exactly one hash is given.
         ConnectionError: if the server refuses, cannot be reached, or the connection breaks off.
         OSError: if the disk is full, or another process is downloading the same file.
+
+    Example:
+        >>> import hashlib
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import tlhelpers as tl
+        >>> url, sha256 = "https://example.org/breeds.txt", hashlib.sha256(b"pug").hexdigest()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "breeds.txt")
+        ...     size = path.write_bytes(b"pug")
+        ...     print(tl.download.fetch(url, path=path, sha256=sha256).name)  # there already
+        breeds.txt
     """
     path, expected = Path(path), _expected(sha256, md5)
     if path.exists():

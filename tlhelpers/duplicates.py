@@ -41,6 +41,17 @@ def nearest_pairs(bank: Dataset, n: int = 100) -> pd.DataFrame:
 
     Raises:
         ValueError: if ``x`` is no matrix, or n is not between 1 and the number of pairs.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> dogs = tl.features.load("stanford_dogs/mobilenet_v2")
+        >>> pair = tl.datasets.with_classes(dogs, ["Pug", "Boxer"])
+        >>> pairs = tl.duplicates.nearest_pairs(pair, 3)
+        >>> pairs[["similarity", "first_part", "second_part", "first_class"]].round(2)
+           similarity  first_part second_part first_class
+        0        0.93  validation        test         Pug
+        1        0.93       train        test       Boxer
+        2        0.93        test        test         Pug
     """
     x = bank.x
     if not isinstance(x, Tensor) or x.ndim != 2:
@@ -121,6 +132,15 @@ def near_duplicates(
 
     Raises:
         ValueError: if an image of the bank is not among the photographs.
+
+    Example:
+        >>> import dataclasses
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.with_classes(tl.datasets.digits(), ["1", "7"])
+        >>> pixels = dataclasses.replace(digits, x=digits.x.flatten(1))
+        >>> record = tl.duplicates.near_duplicates(digits, pixels, proposed=20, least=0.99)
+        >>> record.result
+        {'pairs': 9, 'with_two_classes': 0, 'across_train_and_test': 4, 'images': 18}
     """
     origin, start = records.provenance(near_duplicates, command=COMMAND), time.perf_counter()
     place = {identity: i for i, identity in enumerate(photos.ids)}

@@ -496,6 +496,14 @@ def embedding(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """What turns images into features: the method ``features`` where a network has one.
 
     Otherwise the network itself.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(weights="letters")
+        >>> x = torch.zeros(1, 1, 16, 16)
+        >>> network(x).shape, tl.episodes.embedding(network)(x).shape
+        (torch.Size([1, 52]), torch.Size([1, 64]))
     """
     if callable(getattr(type(network), "features", None)):
         method: Callable[[Tensor], Tensor] = network.features  # type: ignore[assignment]

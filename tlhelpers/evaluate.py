@@ -110,6 +110,14 @@ class Outcomes:
         classes: the number of classes, m.
         margin: (n,) the score of the second class minus that of the first, its log odds, where
             there are two classes; None otherwise.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> dogs = tl.features.load("stanford_dogs/mobilenet_v2")
+        >>> pair = tl.datasets.with_classes(dogs, ["Malamute", "Siberian husky"])
+        >>> report = tl.evaluate.report(tl.probe.fit(pair, ridge=0.1), pair.test, name="probe")
+        >>> report.outcomes
+        75 of 96 images right, 2 classes
     """
 
     ids: tuple[str, ...]
@@ -346,6 +354,20 @@ def report(
         TypeError: if the predictor is none, or returns no array.
         ValueError: if its scores have another shape than (n, m), are NaN, or look like
             probabilities where scores are due; if the split or the name is empty.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> dogs = tl.features.load("stanford_dogs/mobilenet_v2")
+        >>> pair = tl.datasets.with_classes(dogs, ["Malamute", "Siberian husky"])
+        >>> report = tl.evaluate.report(tl.probe.fit(pair, ridge=0.1), pair.test, name="probe")
+        >>> report.top1
+        78.1 % [69.8, 86.5]
+        >>> report.confused().round(2)
+                     true       predicted  count  share
+        0        Malamute  Siberian husky     14   0.29
+        1  Siberian husky        Malamute      7   0.15
+        >>> pair.test.readings
+        ('probe',)
     """
     scores, opened = _read({name: predictor}, test, name, resamples)
     return _report(name, scores[name], opened, test, resamples, seed)
@@ -366,6 +388,19 @@ def grid(
 
     Returns:
         A report for each key, in the order given, named ``"{name}: {key}"``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> dogs = tl.features.load("stanford_dogs/mobilenet_v2")
+        >>> pair = tl.datasets.with_classes(dogs, ["Malamute", "Siberian husky"])
+        >>> probes = {k: tl.probe.fit(pair.few(k, draw=0), ridge=0.1) for k in (1, 10)}
+        >>> reports = tl.evaluate.grid(probes, pair.test, name="few labels")
+        >>> for k, report in reports.items():
+        ...     print(k, report.top1)
+        1 58.3 % [49.0, 67.7]
+        10 74.0 % [65.6, 82.3]
+        >>> pair.test.readings
+        ('few labels',)
     """
     scores, opened = _read(predictors, test, name, resamples)
     return {
@@ -397,6 +432,15 @@ def validate(
     Raises:
         ValueError: if the split is the test split, or empty; if the metric is not defined on it;
             and as :func:`report`.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> dogs = tl.features.load("stanford_dogs/mobilenet_v2")
+        >>> pair = tl.datasets.with_classes(dogs, ["Malamute", "Siberian husky"])
+        >>> for k in (1, 10):
+        ...     tl.evaluate.validate(tl.probe.fit(pair.few(k, draw=0), ridge=0.1), pair.validation)
+        50.0 % [30.0, 70.0]
+        90.0 % [75.0, 100.0]
     """
     _check_metric(metric)
     if split.name == "test":
@@ -438,6 +482,15 @@ def difference(a: Report, b: Report, metric: str = "top1") -> Estimate:
     Raises:
         ValueError: if the reports are not of the same test images and resamples, or do not
             both hold the metric.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> dogs = tl.features.load("stanford_dogs/mobilenet_v2")
+        >>> pair = tl.datasets.with_classes(dogs, ["Malamute", "Siberian husky"])
+        >>> probes = {k: tl.probe.fit(pair.few(k, draw=0), ridge=0.1) for k in (10, 90)}
+        >>> reports = tl.evaluate.grid(probes, pair.test, name="few labels")
+        >>> tl.evaluate.difference(reports[90], reports[10])
+        +4.2 points [-3.1, +13.5]
     """
     _check_metric(metric)
     if sorted(a.ids) != sorted(b.ids):

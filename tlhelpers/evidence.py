@@ -39,6 +39,11 @@ class Method:
         text: what is done.
         compute: the least of ``COMPUTE`` that it takes.
         same: whether it makes sense only where the source has the target's classes.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.evidence.METHODS["probe"]
+        probe: logistic regression on a frozen backbone's features (compute: frozen)
     """
 
     name: str
@@ -100,6 +105,26 @@ class Study:
             stand behind it; see :func:`quoted`, :func:`paired` and :func:`apart`.
         world: what kind of data.
         how: what was special in this comparison; empty for nothing.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> study = tl.evidence.Study(
+        ...     record="glyphs/unfreeze",
+        ...     chapter="05",
+        ...     claims=("05.depth",),
+        ...     task="handwritten digits",
+        ...     source="letters",
+        ...     distance="near",
+        ...     classes=10,
+        ...     labels=(2, 50),
+        ...     method="new head",
+        ...     over="fine-tuning",
+        ...     read=tl.evidence.quoted("head only, {k} labels"),
+        ... )
+        >>> for row in tl.evidence.load(studies=[study]):
+        ...     print(row.labels, row.gain)
+        2 -1.4 points [-6.1, +3.3]
+        50 -2.3 points [-3.0, -1.7]
     """
 
     record: str
@@ -184,6 +209,13 @@ def quoted(key: str, *, flip: bool = False) -> Reader:
     Args:
         key: its name; ``{k}`` stands for the number of labels.
         flip: whether the record has it the other way round.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> read = tl.evidence.quoted("head only, {k} labels")
+        >>> gain, repetitions = read(tl.records.load, "glyphs/unfreeze", 50)
+        >>> gain, repetitions
+        (-2.3 points [-3.0, -1.7], 6)
     """
 
     def read(load: Load, record: str, k: int) -> Reading:
@@ -211,6 +243,15 @@ def paired(
         value: the column of accuracies.
         by: the column that names the repetition.
         second_k: labels of the second rows, where they are not those of the first.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> read = tl.evidence.paired(
+        ...     {"variant": "from scratch"}, {"variant": "baseline"}, value="accuracy", by="seed"
+        ... )
+        >>> gain, repetitions = read(tl.records.load, "glyphs/ablation", 10)
+        >>> gain, repetitions
+        (-4.0 points [-6.2, -1.8], 6)
     """
 
     def read(load: Load, record: str, k: int) -> Reading:
@@ -263,6 +304,16 @@ def apart(first: str, second: str, *, first_in: str = "", second_in: str = "") -
             ``"column=value, column=value"`` that hold ``mean``, ``low`` and ``high``; ``{k}``
             stands for the number of labels.
         first_in, second_in: the record of the one and of the other; empty for the study's own.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> record = tl.records.load("glyphs/federated")
+        >>> read = tl.evidence.apart("letters, even", "letters, alone")
+        >>> gain, repetitions = read(tl.records.load, record.name, 10)
+        >>> gain
+        +9.3 points [+5.1, +13.6]
+        >>> record.estimate("letters, even minus alone", unit="points")  # paired, hence shorter
+        +9.3 points [+7.9, +10.7]
     """
 
     def read(load: Load, record: str, k: int) -> Reading:
@@ -683,6 +734,15 @@ def load(
         FileNotFoundError: if a record is missing.
         KeyError, ValueError: if a record does not hold what the study says; and ValueError if a
             study names no known method or distance.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> rows = [row for row in tl.evidence.load() if row.record == "glyphs/unfreeze"]
+        >>> for row in rows:
+        ...     print(row.labels, row.side)
+        2 open
+        10 worse
+        50 worse
     """
     read = functools.cache(functools.partial(records.load, folder=folder))
     return tuple(
@@ -735,6 +795,15 @@ def against(rows: Iterable[Evidence], over: str) -> list[Evidence]:
 
     Raises:
         ValueError: if there is no such method.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> rows = [row for row in tl.evidence.load() if row.record == "glyphs/unfreeze"]
+        >>> rows[0].method, rows[0].over, rows[0].gain
+        ('new head', 'fine-tuning', -1.4 points [-6.1, +3.3])
+        >>> seen = tl.evidence.against(rows, "new head")[0]
+        >>> seen.method, seen.over, seen.gain
+        ('fine-tuning', 'new head', +1.4 points [-3.3, +6.1])
     """
     over = one_of("a method", over, tuple(METHODS))
     both = [seen for row in rows for seen in (row, row.turned())]
@@ -742,7 +811,17 @@ def against(rows: Iterable[Evidence], over: str) -> list[Evidence]:
 
 
 def to_frame(rows: Iterable[Evidence]) -> pd.DataFrame:
-    """A row for each comparison; value, low and high are differences of proportions."""
+    """A row for each comparison; value, low and high are differences of proportions.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> rows = [row for row in tl.evidence.load() if row.record == "glyphs/unfreeze"]
+        >>> tl.evidence.to_frame(rows)[["method", "over", "labels", "value"]].round(2)
+             method         over  labels  value
+        0  new head  fine-tuning       2  -0.01
+        1  new head  fine-tuning      10  -0.01
+        2  new head  fine-tuning      50  -0.02
+    """
     return pd.DataFrame(
         [
             {
@@ -772,12 +851,19 @@ def unread(folder: Path | None = None) -> list[str]:
     """The shipped records that no study reads: they compare no two methods, or nobody added them.
 
     A record of which a study reads only the second figure counts as read.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> unread = tl.evidence.unread()
+        >>> "dogs/near_duplicates" in unread, "glyphs/unfreeze" in unread
+        (True, False)
     """
-    read: set[str] = set()
+    read: dict[str, Record] = {}
 
     def load(name: str) -> Record:
-        read.add(name)
-        return records.load(name, folder)
+        if name not in read:
+            read[name] = records.load(name, folder)
+        return read[name]
 
     for study in STUDIES:
         for k in study.labels:
@@ -795,6 +881,13 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> str:
 
     Raises:
         ValueError: if it is not.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.evidence.one_of("a distance", "close", tl.evidence.DISTANCES)
+        Traceback (most recent call last):
+            ...
+        ValueError: a distance should be one of same, near, unclear, far; found 'close'.
     """
     if value not in known:
         raise ValueError(f"{name} should be one of {', '.join(known)}; found {value!r}.")

@@ -93,12 +93,24 @@ def check(id: str, answer: Any) -> Verdict:
 
 
 def text(id: str) -> str:
-    """What the exercise asks for, in Markdown."""
+    """What the exercise asks for, in Markdown.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> print(tl.exercises.text("04.1").splitlines()[0])
+        Write a function `head(d, m)` that returns the head of a linear probe as a torch module.
+    """
     return _find(id).text
 
 
 def ids() -> list[str]:
-    """The numbers of the exercises that have a check, sorted."""
+    """The numbers of the exercises that have a check, sorted.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> [id for id in tl.exercises.ids() if id.startswith("04")]
+        ['04.1', '04.2', '04.3']
+    """
     for module in pkgutil.iter_modules(tlhelpers.__path__):
         if module.name.startswith(_MODULE):
             importlib.import_module(f"tlhelpers.{module.name}")
@@ -111,6 +123,16 @@ def exercise(id: str, praise: str) -> Callable[[Check], Check]:
     Args:
         id: the chapter and the number of the exercise, such as ``"04.1"``.
         praise: what a right answer has shown, one sentence.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> @tl.exercises.exercise("99.1", praise="Right.")
+        ... def check_double(answer):
+        ...     if answer(2) != 4:
+        ...         raise tl.exercises.Hint("double(2) should be 4.")
+        Traceback (most recent call last):
+            ...
+        ValueError: the check of exercise 99.1 needs a docstring: the exercise's text.
     """
 
     def register(function: Check) -> Check:
@@ -133,7 +155,17 @@ def _find(id: str) -> _Exercise:
 
 
 def ask(function: Any, *arguments: Any, call: str) -> Any:
-    """What the reader's function returns; an exception in it becomes a hint."""
+    """What the reader's function returns; an exception in it becomes a hint.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.exercises.ask(lambda a, b: a - b, 5, 2, call="gain(5, 2)")
+        3
+        >>> tl.exercises.ask(lambda a: a / 0, 5, call="gain(5)")
+        Traceback (most recent call last):
+            ...
+        tlhelpers.exercises.Hint: gain(5) raised ZeroDivisionError: division by zero
+    """
     try:
         return function(*arguments)
     except Exception as error:
@@ -141,7 +173,15 @@ def ask(function: Any, *arguments: Any, call: str) -> Any:
 
 
 def expect_function(answer: Any, signature: str) -> None:
-    """A hint unless the answer is a function; ``signature`` is how the exercise writes it."""
+    """A hint unless the answer is a function; ``signature`` is how the exercise writes it.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.exercises.expect_function(0.5, "accuracy(logits, y)")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        tlhelpers.exercises.Hint: the answer should be the function accuracy(logits, y) itself, ...
+    """
     if isinstance(answer, nn.Module) or not callable(answer):
         raise Hint(
             f"the answer should be the function {signature} itself, not what it returns; "
@@ -156,6 +196,14 @@ def differing(
 
     A hint where an entry has another shape, or where a count of batches is not as it was in
     ``source``: counts are not averaged.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> right = {"weight": torch.ones(2), "bias": torch.zeros(2)}
+        >>> found = {"weight": torch.ones(2), "bias": torch.ones(2)}
+        >>> list(tl.exercises.differing(found, right, "average(a, b)", source="a", atol=1e-6))
+        ['bias']
     """
     for key, value in right.items():
         entry = found[key]
@@ -169,12 +217,30 @@ def differing(
 
 
 def describe(value: Any) -> str:
-    """What kind of thing the value is, for the end of a sentence."""
+    """What kind of thing the value is, for the end of a sentence.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tl.exercises.describe(torch.zeros(2)), tl.exercises.describe(None)
+        ('a value of type Tensor', 'None')
+    """
     return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 def number(value: Any, call: str) -> float:
-    """The value as a float; a hint if it is anything but one finite number."""
+    """The value as a float; a hint if it is anything but one finite number.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tl.exercises.number(torch.tensor(0.5), "loss(x)")
+        0.5
+        >>> tl.exercises.number(torch.tensor([0.5, 0.7]), "loss(x)")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        tlhelpers.exercises.Hint: loss(x) should return one number, but it returned a value of ...
+    """
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

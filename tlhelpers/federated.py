@@ -63,6 +63,15 @@ def deal(images: Split, clients: int = CLIENTS, *, by_class: bool) -> list[Split
 
     Raises:
         ValueError: if there are fewer images than clients, or no client.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> images = tl.datasets.digits().few(10).train
+        >>> for by_class in (False, True):
+        ...     first = tl.federated.deal(images, 5, by_class=by_class)[0]
+        ...     print(len(first), first.y.unique().tolist())
+        20 [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+        20 [0, 1]
     """
     if not 1 <= clients <= len(images):
         raise ValueError(
@@ -82,6 +91,14 @@ def train(network: nn.Module, images: Split, *, lr: float, steps: int) -> nn.Mod
         images: every step uses all of them.
         lr: the length of a step.
         steps: how many.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> images = tl.datasets.digits().few(5).train
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> trained = tl.federated.train(network, images, lr=0.03, steps=20)
+        >>> trained is network, round(tl.evaluate.validate(trained, images).value, 1)
+        (True, 1.0)
     """
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=MOMENTUM)
     network.train()
@@ -121,6 +138,15 @@ def average(
 
     Raises:
         ValueError: if there is no client.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> images = tl.datasets.digits().few(5).train
+        >>> clients = tl.federated.deal(images, 2, by_class=False)
+        >>> start = tl.models.small_resnet(10, weights="letters")
+        >>> shared = tl.federated.average(start, clients, lr=0.03, rounds=1, steps=8)
+        >>> [round(tl.evaluate.validate(network, images).value, 1) for network in (start, shared)]
+        [0.1, 1.0]
     """
     if not clients:
         raise ValueError("federated averaging needs at least one client, found none.")
@@ -163,6 +189,17 @@ def learn(
 
     Raises:
         ValueError: if there is no such start or way.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> images = tl.datasets.digits().few(5).train
+        >>> options = {"lr": 0.03, "rounds": 1, "steps": 1}
+        >>> for way in tl.federated.WAYS:
+        ...     print(way, len(tl.federated.learn("letters", way, images, **options)))
+        pooled 1
+        even 1
+        by class 1
+        alone 5
     """
     if start not in STARTS or way not in WAYS:
         raise ValueError(

@@ -47,7 +47,18 @@ _DEPENDS = 1e-4  # of the largest score: rounding moves scores by less
 
 
 def prototypes(support: Tensor) -> Tensor:
-    """The mean of each class: (b, N, K, d) to (b, N, d)."""
+    """The mean of each class: (b, N, K, d) to (b, N, d).
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[0.0, 0.0], [2.0, 0.0]], [[10.0, 0.0], [12.0, 0.0]]]])
+        >>> support.shape  # 1 episode, 2 ways, 2 shots, 2 features
+        torch.Size([1, 2, 2, 2])
+        >>> tl.fewshot.prototypes(support)
+        tensor([[[ 1.,  0.],
+                 [11.,  0.]]])
+    """
     return support.mean(dim=2)
 
 
@@ -65,6 +76,13 @@ def nearest_centroid(support: Tensor, query: Tensor) -> Tensor:
 
     Returns:
         (b, M, N).
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[0.0, 0.0], [2.0, 0.0]], [[10.0, 0.0], [12.0, 0.0]]]])
+        >>> tl.fewshot.nearest_centroid(support, torch.tensor([[[4.0, 0.0]]]))
+        tensor([[[ -9., -49.]]])
     """
     weight, bias = prototype_layer(support)
     return query @ weight.mT + bias[:, None] - query.square().sum(dim=-1, keepdim=True)
@@ -81,6 +99,15 @@ def prototype_layer(support: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         weight (b, N, d), :math:`2 p_c`, and bias (b, N), :math:`-\|p_c\|^2`.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[0.0, 0.0], [2.0, 0.0]], [[10.0, 0.0], [12.0, 0.0]]]])
+        >>> query = torch.tensor([[[4.0, 0.0]]])
+        >>> weight, bias = tl.fewshot.prototype_layer(support)
+        >>> query @ weight.mT + bias[:, None] - query.square().sum()
+        tensor([[[ -9., -49.]]])
     """
     p = prototypes(support)
     return 2 * p, -p.square().sum(dim=-1)
@@ -100,6 +127,15 @@ def cosine(support: Tensor, query: Tensor, *, scale: float = 10.0) -> Tensor:
 
     Returns:
         (b, M, N).
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[1.0, 0.0]], [[0.0, 9.0]]]])
+        >>> query = torch.tensor([[[3.0, 4.0], [0.3, 0.4]]])
+        >>> tl.fewshot.cosine(support, query).round(decimals=2)
+        tensor([[[6., 8.],
+                 [6., 8.]]])
     """
     directions = F.normalize(prototypes(F.normalize(support, dim=-1)), dim=-1)
     return scale * F.normalize(query, dim=-1) @ directions.mT
@@ -120,6 +156,14 @@ def matching(support: Tensor, query: Tensor, *, scale: float = 10.0) -> Tensor:
 
     Returns:
         (b, M, N) log probabilities.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[1.0, 0.0]], [[0.0, 9.0]]]])
+        >>> query = torch.tensor([[[3.0, 4.0]]])
+        >>> tl.fewshot.matching(support, query).exp().round(decimals=2)
+        tensor([[[0.1200, 0.8800]]])
     """
     ways, shots = support.shape[1:3]
     keys = F.normalize(support, dim=-1).flatten(1, 2)
@@ -138,6 +182,13 @@ def nearest_neighbour(support: Tensor, query: Tensor) -> Tensor:
 
     Returns:
         (b, M, N).
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[0.0, 0.0], [2.0, 0.0]], [[10.0, 0.0], [12.0, 0.0]]]])
+        >>> tl.fewshot.nearest_neighbour(support, torch.tensor([[[4.0, 0.0]]]))
+        tensor([[[ -4., -36.]]])
     """
     ways, shots = support.shape[1:3]
     each = nearest_centroid(support.reshape(len(support), ways * shots, 1, -1), query)
@@ -157,6 +208,15 @@ def logistic_regression(support: Tensor, query: Tensor, *, ridge: float = 0.01) 
 
     Returns:
         (b, M, N).
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[0.0, 0.0], [2.0, 0.0]], [[10.0, 0.0], [12.0, 0.0]]]])
+        >>> query = torch.tensor([[[4.0, 0.0], [6.0, 0.0]]])
+        >>> tl.fewshot.logistic_regression(support, query).softmax(dim=-1).round(decimals=1)
+        tensor([[[0.9000, 0.1000],
+                 [0.5000, 0.5000]]])
     """
     weight, bias = logistic_layer(support, ridge=ridge)
     return query @ weight.mT + bias[:, None]
@@ -184,6 +244,16 @@ def logistic_layer(support: Tensor, *, ridge: float = 0.01) -> tuple[Tensor, Ten
 
     Warns:
         RuntimeWarning: if some fits stopped short of their tolerance.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.randn(100, 5, 1, 64, generator=torch.Generator().manual_seed(0))
+        >>> for ridge in (0.01, 1.0):
+        ...     weight, bias = tl.fewshot.logistic_layer(support, ridge=ridge)
+        ...     print(weight.shape, round(float(weight.norm(dim=-1).mean()), 1))
+        torch.Size([100, 5, 64]) 0.8
+        torch.Size([100, 5, 64]) 0.3
     """
     if not 0 < ridge < math.inf:
         raise ValueError(f"ridge should be above 0, found {ridge}.")
@@ -245,6 +315,17 @@ def baseline_plus(
 
     Returns:
         (b, M, N).
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[1.0, 0.0]], [[0.6, 0.8]]]])
+        >>> query = torch.tensor([[[0.9, 0.1]]])
+        >>> for steps in (0, 50):
+        ...     scores = tl.fewshot.baseline_plus(support, query, steps=steps)
+        ...     print([round(p, 2) for p in scores.softmax(dim=-1).flatten().tolist()])
+        [0.96, 0.04]
+        [1.0, 0.0]
     """
     x = F.normalize(support.detach(), dim=-1)
     weight = F.normalize(prototypes(x), dim=-1)
@@ -279,6 +360,16 @@ def soft_kmeans(support: Tensor, query: Tensor, *, steps: int = 1) -> Tensor:
 
     Returns:
         (b, M, N).
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> support = torch.tensor([[[[0.0, 0.0]], [[4.0, 0.0]]]])
+        >>> query = torch.tensor([[[2.2, 0.0], [5.5, 0.0], [6.0, 0.0], [6.5, 0.0]]])
+        >>> tl.fewshot.soft_kmeans(support, query)[0, 0].argmax()
+        tensor(0)
+        >>> tl.fewshot.soft_kmeans(support, query[:, :1])[0, 0].argmax()  # the same query alone
+        tensor(1)
     """
     shots, centres = support.shape[2], prototypes(support)
     start = centres * shots
@@ -297,9 +388,21 @@ class BatchStatistics(nn.Module):
 
     It has the weight and bias of the layer it stands for, and keeps no running statistics.
 
+    Args:
+        norm: the BatchNorm layer; its weight and bias are shared, not copied.
+
     Attributes:
         fixed: None, or (mean, variance) to normalise by instead, each with one value a channel.
         keeps: whether to fix the statistics of the next batch, for those that come after it.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> layer = tl.fewshot.BatchStatistics(torch.nn.BatchNorm1d(1)).eval()
+        >>> [round(v) for v in layer(torch.tensor([[90.0], [110.0]])).flatten().tolist()]
+        [-1, 1]
+        >>> [round(v) for v in layer(torch.tensor([[90.0], [70.0]])).flatten().tolist()]
+        [1, -1]
     """
 
     def __init__(self, norm: Any) -> None:
@@ -328,6 +431,16 @@ def with_batch_statistics(network: nn.Module) -> nn.Module:
     """A copy of the network whose BatchNorm layers are :class:`BatchStatistics`.
 
     The copy is in evaluation mode. The names of its parameters are those of the network.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(weights="letters").eval()
+        >>> x = tl.datasets.digits().train.x[:10]
+        >>> for one in (network, tl.fewshot.with_batch_statistics(network)):
+        ...     print(torch.allclose(one(x)[:5], one(x[:5]), atol=1e-3))
+        True
+        False
     """
     twin = copy.deepcopy(network)
     for module in list(twin.modules()):
@@ -356,6 +469,19 @@ def on_images(
         ValueError: if ``statistics`` is neither.
 
     Source: Bronskill et al. (2020), TaskNorm: Rethinking Batch Normalization for Meta-Learning.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().train
+        >>> pool = tl.episodes.Pool(digits.x, digits.y, name="digits")
+        >>> episodes = pool.episodes(10, ways=5, shots=1, queries=3)
+        >>> network = tl.models.small_resnet(weights="letters")
+        >>> centroid = tl.fewshot.nearest_centroid
+        >>> for statistics in ("running", "episode"):
+        ...     classifier = tl.fewshot.on_images(centroid, network, statistics=statistics)
+        ...     print(statistics, tl.fewshot.measure(classifier, episodes).transductive)
+        running False
+        episode True
     """
     if statistics not in STATISTICS:
         raise ValueError(
@@ -428,6 +554,17 @@ def fit(
         FloatingPointError: if the loss becomes NaN or infinite.
 
     Source: Snell, Swersky and Zemel (2017); Vinyals et al. (2016).
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> letters = tl.datasets.glyphs(list("ABCDEFGH"), per_class=12).train
+        >>> pool = tl.episodes.Pool(letters.x, letters.y, name="letters")
+        >>> network = tl.models.small_resnet()
+        >>> history = tl.fewshot.fit(
+        ...     network, pool, ways=4, shots=1, queries=2, steps=20, validate_every=10
+        ... )
+        >>> history.step.tolist(), history.train_loss.is_monotonic_decreasing
+        ([10, 20], True)
     """
     run = runtime.default(run)
     _require_training(pool, validation, steps, batch)
@@ -642,6 +779,17 @@ def measure(classifier: Classifier, episodes: Episodes, *, name: str | None = No
 
     Raises:
         ValueError: if scores have another shape, or are NaN.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> dogs = tl.features.load("stanford_dogs/mobilenet_v2")
+        >>> split = tl.episodes.split_classes(dogs.classes, validation=20, test=30)
+        >>> episodes = split.pools(dogs).test.episodes(200, ways=5, shots=1, queries=5)
+        >>> result = tl.fewshot.measure(tl.fewshot.nearest_centroid, episodes)
+        >>> result.accuracy, result.transductive
+        (90.4 % [89.1, 91.6], False)
+        >>> result.over_classes
+        90.4 % [86.8, 94.0]
     """
     if len(episodes) < 2:
         raise ValueError(f"an interval needs 2 episodes or more, found {len(episodes)}.")
@@ -666,7 +814,18 @@ def measure(classifier: Classifier, episodes: Episodes, *, name: str | None = No
 
 
 def is_transductive(classifier: Classifier, episodes: Episodes) -> bool:
-    """Whether a query's scores depend on the other queries; found out on a few episodes."""
+    """Whether a query's scores depend on the other queries; found out on a few episodes.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().train
+        >>> pool = tl.episodes.Pool(digits.x.flatten(1), digits.y)
+        >>> episodes = pool.episodes(10, ways=5, shots=1, queries=3)
+        >>> tl.fewshot.is_transductive(tl.fewshot.nearest_centroid, episodes)
+        False
+        >>> tl.fewshot.is_transductive(tl.fewshot.soft_kmeans, episodes)
+        True
+    """
     part = episodes[:8]
     support, query = part.support, part.query.flatten(1, 2)
     with torch.no_grad():
@@ -688,6 +847,16 @@ def difference(a: Result, b: Result, *, over: str = "episodes") -> Estimate:
 
     Raises:
         ValueError: if the episodes are not the same, or ``over`` is neither.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().train
+        >>> pool = tl.episodes.Pool(digits.x.flatten(1), digits.y, name="pixels")
+        >>> episodes = pool.episodes(200, ways=5, shots=5, queries=5)
+        >>> neighbour = tl.fewshot.measure(tl.fewshot.nearest_neighbour, episodes)
+        >>> centroid = tl.fewshot.measure(tl.fewshot.nearest_centroid, episodes)
+        >>> tl.fewshot.difference(neighbour, centroid)
+        +2.0 points [+1.1, +2.8]
     """
     if a.digest != b.digest:
         raise ValueError(
