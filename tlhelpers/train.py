@@ -196,7 +196,17 @@ class Shift(Protocol):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A shift as what :class:`Recipe` takes for ``augment``."""
+    """A shift as what :class:`Recipe` takes for ``augment``.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> augment = tl.train.augmentation(tl.characters.Shift(rotation=10))
+        >>> augment
+        Augmentation(shift=Shift(rotation=10))
+        >>> augment(torch.rand(4, 1, 16, 16), torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 1, 16, 16])
+    """
 
     shift: Shift
 
@@ -209,6 +219,12 @@ def augmentation(shift: Shift) -> Augmentation:
 
     Raises:
         TypeError: if the shift has no ``apply``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> shift = tl.characters.Shift(rotation=10, translate=1.0)
+        >>> tl.train.Recipe(steps=200, augment=tl.train.augmentation(shift)).as_dict()["augment"]
+        'Augmentation(shift=Shift(rotation=10, translate=1.0))'
     """
     if not callable(getattr(shift, "apply", None)):
         raise TypeError(
@@ -222,7 +238,16 @@ def augmentation(shift: Shift) -> Augmentation:
 
 
 class L2SP:
-    """A penalty on the way that weights go from where they started; see :func:`l2_sp`."""
+    """A penalty on the way that weights go from where they started; see :func:`l2_sp`.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> penalty = tl.train.l2_sp(network, alpha=0.1, beta=0.01)
+        >>> recipe = tl.train.Recipe(weight_decay=0, regulariser=penalty)
+        >>> penalty.head, penalty.alpha, len(penalty.start)
+        ('head.', 0.1, 29)
+    """
 
     def __init__(self, start: Mapping[str, Tensor], alpha: float, beta: float, head: str) -> None:
         for name, value in (("alpha", alpha), ("beta", beta)):
@@ -278,6 +303,18 @@ def l2_sp(network: nn.Module, *, alpha: float, beta: float = 0.0, head: str | No
         alpha: the weight of the body's term.
         beta: the weight of the head's term.
         head: the name of the head; by default the last linear layer.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> penalty = tl.train.l2_sp(network, alpha=2.0)
+        >>> float(penalty(network))
+        0.0
+        >>> with torch.no_grad():
+        ...     _ = network.stem[1].bias.add_(0.5)
+        >>> float(penalty(network))
+        4.0
     """
     name = models.head_name(network) if head is None else head
     return L2SP(dict(network.named_parameters()), alpha, beta, f"{name}." if name else "")
@@ -287,6 +324,15 @@ def l2(network: nn.Module, *, alpha: float, beta: float = 0.0, head: str | None 
     """The usual L2 penalty, written like :func:`l2_sp`: towards 0 instead of the start.
 
     ``alpha / 2 * ||w||**2 + beta / 2 * ||v||**2``.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> _ = network[0].weight.data.fill_(1.0)
+        >>> float(tl.train.l2(network, alpha=2.0)(network)), float(tl.train.l2_sp(network, alpha=2.0)(network))
+        (4.0, 0.0)
     """
     penalty = l2_sp(network, alpha=alpha, beta=beta, head=head)
     penalty.start = {name: torch.zeros_like(value) for name, value in penalty.start.items()}
@@ -306,6 +352,13 @@ class History(pd.DataFrame):
     validation split), ``lr`` (the body's rate at the last step), ``seconds`` (since the start) and
     ``core_seconds`` (those of this process on the processor's cores, all threads together: a
     measure of cost that other programs on the machine disturb less).
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> rows = {"epoch": [1, 2, 3], "step": [10, 20, 30], "validation_loss": [0.9, 0.5, 0.6], "validation_top1": [0.7, 0.8, 0.85]}
+        >>> history = tl.train.History(rows)
+        >>> history.best_epoch, history.steps_to(0.8), history.steps_to(0.9)
+        (2, 20, None)
     """
 
     _metadata: ClassVar[list[str]] = ["stopped", "monitor"]  # pandas carries these along
@@ -445,6 +498,19 @@ def fit(
         TypeError: if the data is neither a tensor nor a lazy sequence.
         ValueError: if nothing is trainable, the network's output does not fit the classes, or
             the checkpoint is of another recipe, network, data set, precision or seed.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().few(5, draw=0)
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> recipe = tl.train.Recipe(steps=40, lr=2e-3, head_lr=1e-2, validate_every=20)
+        >>> history = tl.train.fit(network, digits, recipe)
+        >>> history[["epoch", "step", "validation_top1"]]
+           epoch  step  validation_top1
+        0     10    20         0.940000
+        1     20    40         0.956667
+        >>> history.stopped
+        'Ran all 40 steps.'
     """
     recipe = Recipe() if recipe is None else recipe
     run = runtime.default(run)
