@@ -289,6 +289,9 @@ def gradient(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     Returns:
         (n, h, w) maps with signs, summed over channels.
 
+    Raises:
+        ValueError: if there is not one class for each image, or the output is not (n, m).
+
     Example:
         >>> import torch
         >>> from torch import nn
@@ -335,7 +338,10 @@ def guided_backprop(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         >>> _ = network[1].weight.data.copy_(torch.eye(2))
         >>> _ = network[3].weight.data.copy_(torch.tensor([[1.0, -1.0]]))
         >>> image, target = torch.full((1, 1, 1, 2), 9.0), torch.tensor([0])
-        >>> tl.inside.gradient(network, image, target), tl.inside.guided_backprop(network, image, target)
+        >>> (
+        ...     tl.inside.gradient(network, image, target),
+        ...     tl.inside.guided_backprop(network, image, target),
+        ... )
         (tensor([[[ 1., -1.]]]), tensor([[[1., 0.]]]))
     """
     relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
@@ -498,7 +504,10 @@ def rank_correlation(a: Tensor, b: Tensor) -> np.ndarray:
         >>> import torch
         >>> import tlhelpers as tl
         >>> maps = torch.arange(4.0).reshape(1, 2, 2)
-        >>> tl.inside.rank_correlation(maps, maps**3).round(2), tl.inside.rank_correlation(maps, -maps).round(2)
+        >>> (
+        ...     tl.inside.rank_correlation(maps, maps**3).round(2),
+        ...     tl.inside.rank_correlation(maps, -maps).round(2),
+        ... )
         (array([1.]), array([-1.]))
     """
     if a.shape != b.shape or a.ndim != 3:

@@ -214,7 +214,9 @@ def search(
     Example:
         >>> import tlhelpers as tl
         >>> scores = tl.labels.search("pixels", tl.datasets.digits(), k=1, draws=[1000])
-        >>> print(f"{len(scores)} settings, the best right in {scores.max():.0%} of the validation images")
+        >>> print(
+        ...     f"{len(scores)} settings, the best right in {scores.max():.0%} of the validation images"
+        ... )
         6 settings, the best right in 80% of the validation images
     """
     run = runtime.default(run)
@@ -249,7 +251,9 @@ def graded(
 
     Example:
         >>> import tlhelpers as tl
-        >>> tl.labels.graded("rotation", {"upright": (-10, 10), "lying": (80, 100)}, per_class=50)  # doctest: +NORMALIZE_WHITESPACE
+        >>> tl.labels.graded(
+        ...     "rotation", {"upright": (-10, 10), "lying": (80, 100)}, per_class=50
+        ... )  # doctest: +NORMALIZE_WHITESPACE
         Dataset 'rotation': 2 classes; train 50, validation 20, test 30; split '50/20/30 % per
         class, seed 0'
     """
@@ -319,7 +323,9 @@ def gain(ours: Sequence[Report], theirs: Sequence[Report], *, resamples: int = 1
         ...     reports[k] = [
         ...         tl.evaluate.report(
         ...             tl.labels.learn("pixels", digits.few(k, draw=draw), "ridge 0.1").predict,
-        ...             digits.test, name=f"{k} labels, draw {draw}", resamples=2,
+        ...             digits.test,
+        ...             name=f"{k} labels, draw {draw}",
+        ...             resamples=2,
         ...         )
         ...         for draw in (0, 1)
         ...     ]

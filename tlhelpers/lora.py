@@ -115,7 +115,12 @@ def can_adapt(layer: nn.Module) -> bool:
     Example:
         >>> from torch import nn
         >>> import tlhelpers as tl
-        >>> layers = nn.Linear(8, 8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)
+        >>> layers = (
+        ...     nn.Linear(8, 8),
+        ...     nn.Conv2d(8, 8, 3),
+        ...     nn.Conv2d(8, 8, 3, groups=8),
+        ...     nn.BatchNorm2d(8),
+        ... )
         >>> [tl.lora.can_adapt(layer) for layer in layers]
         [True, True, False, False]
     """
@@ -222,7 +227,10 @@ def trained_state(network: nn.Module) -> dict[str, Tensor]:
         >>> import tlhelpers as tl
         >>> adapted = tl.lora.insert(tl.models.small_resnet(10, weights="letters"), rank=2)
         >>> state = tl.lora.trained_state(adapted)
-        >>> sum(values.numel() for values in state.values()), sum(p.numel() for p in adapted.parameters())
+        >>> (
+        ...     sum(values.numel() for values in state.values()),
+        ...     sum(p.numel() for p in adapted.parameters()),
+        ... )
         (4604, 81708)
         >>> other = tl.lora.insert(tl.models.small_resnet(10, weights="letters"), rank=2)
         >>> other.load_state_dict(state, strict=False).unexpected_keys

@@ -429,6 +429,10 @@ def fine_tuned(network: nn.Module, inner: Inner) -> Classifier:
         network: where the inner loop starts; it is copied now.
         inner: how it adapts.
 
+    Raises:
+        ValueError: if nothing would adapt, or BatchNorm is not decided on; and, when it classifies,
+            if the network has another number of outputs than there are ways.
+
     Example:
         >>> import tlhelpers as tl
         >>> digits = tl.datasets.digits().train
@@ -743,7 +747,9 @@ def reptile(
         >>> import tlhelpers as tl
         >>> network, run = tl.meta.sine_network(), tl.runtime.Run()
         >>> inner = tl.meta.Inner(steps=3, rate=0.01, loss=mse_loss)
-        >>> learnt = tl.meta.reptile(network, tl.meta.sine_tasks(), inner, steps=20, tasks=4, run=run)
+        >>> learnt = tl.meta.reptile(
+        ...     network, tl.meta.sine_tasks(), inner, steps=20, tasks=4, run=run
+        ... )
         >>> learnt.method, learnt.cost
         ('Reptile', Cost(forward=240, backward=240, curvature=0))
     """

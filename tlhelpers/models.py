@@ -134,7 +134,10 @@ class Backbone:
         >>> backbone.stages[-3:]
         ('features.10', 'features.11', 'features.12')
         >>> images = backbone.preprocess(torch.zeros(2, 3, 300, 400, dtype=torch.uint8))
-        >>> [backbone.at(stage)(images).shape[1] for stage in ("features", "logits", "features.12/2x2")]
+        >>> [
+        ...     backbone.at(stage)(images).shape[1]
+        ...     for stage in ("features", "logits", "features.12/2x2")
+        ... ]
         [512, 1000, 2048]
     """
 

@@ -201,7 +201,9 @@ def pixel_cache(data: Dataset, *, size: int = 224, on_error: str = "raise") -> D
         ...         place = Path(folder) / "ab"[i % 2]
         ...         place.mkdir(exist_ok=True)
         ...         Image.new("RGB", (60, 40), colour).save(place / f"{colour}.png")
-        ...     data = tl.pixels.pixel_cache(tl.datasets.image_folder(folder, name="flags"), size=32)
+        ...     data = tl.pixels.pixel_cache(
+        ...         tl.datasets.image_folder(folder, name="flags"), size=32
+        ...     )
         >>> data
         Dataset 'flags': 2 classes; train 2, validation 2, test 2; split 'sha256 60%/20%/rest'
         >>> data.x

@@ -228,8 +228,12 @@ def learning_curve(
     Example:
         >>> import pandas as pd
         >>> import tlhelpers as tl
-        >>> frame = pd.DataFrame({"k": [1, 10], "mean": [0.5, 0.9], "low": [0.4, 0.88], "high": [0.6, 0.92]})
-        >>> tl.plots.learning_curve(frame, x="k", xlabel="labels a class", ylabel="accuracy")  # doctest: +NORMALIZE_WHITESPACE
+        >>> frame = pd.DataFrame(
+        ...     {"k": [1, 10], "mean": [0.5, 0.9], "low": [0.4, 0.88], "high": [0.6, 0.92]}
+        ... )
+        >>> tl.plots.learning_curve(
+        ...     frame, x="k", xlabel="labels a class", ylabel="accuracy"
+        ... )  # doctest: +NORMALIZE_WHITESPACE
         <Figure: Line plot of accuracy (%) against labels a class (logarithmic axis, 1 to 10),
         with intervals as bands. From 50.0 % at 1 to 90.0 % at 10.>
     """
@@ -294,7 +298,9 @@ def path(
         >>> import pandas as pd
         >>> import tlhelpers as tl
         >>> frame = pd.DataFrame({"ridge": [0.01, 0.1, 1.0], "accuracy": [0.7, 0.8, 0.6]})
-        >>> tl.plots.path(frame, x="ridge", y="accuracy", xlabel="ridge", ylabel="accuracy", chosen=0.1)  # doctest: +NORMALIZE_WHITESPACE
+        >>> tl.plots.path(
+        ...     frame, x="ridge", y="accuracy", xlabel="ridge", ylabel="accuracy", chosen=0.1
+        ... )  # doctest: +NORMALIZE_WHITESPACE
         <Figure: Line plot of accuracy (%) against ridge (logarithmic axis). From 70.0 % at
         0.01 to 60.0 % at 1. Of all settings, the largest value, 80.0 %, is at 0.1; the
         smallest value, 60.0 %, is at 1. Chosen: 0.1.>
@@ -361,7 +367,9 @@ def bars(
         >>> import pandas as pd
         >>> import tlhelpers as tl
         >>> frame = pd.DataFrame({"way": ["probe", "scratch"], "accuracy": [0.9, 0.81]})
-        >>> tl.plots.bars(frame, label="way", value="accuracy", xlabel="accuracy", low=None, high=None)
+        >>> tl.plots.bars(
+        ...     frame, label="way", value="accuracy", xlabel="accuracy", low=None, high=None
+        ... )
         <Figure: Bar chart of accuracy (%): probe 90.0 %; scratch 81.0 %.>
     """
     values = [value] if low is None or high is None else [value, low, high]
@@ -408,7 +416,9 @@ def reliability(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
     Example:
         >>> import pandas as pd
         >>> import tlhelpers as tl
-        >>> table = pd.DataFrame({"confidence": [0.55, 0.95], "accuracy": [0.5, 0.8], "count": [20, 80]})
+        >>> table = pd.DataFrame(
+        ...     {"confidence": [0.55, 0.95], "accuracy": [0.5, 0.8], "count": [20, 80]}
+        ... )
         >>> tl.plots.reliability(table)  # doctest: +NORMALIZE_WHITESPACE
         <Figure: Reliability diagram: accuracy (%) against confidence (%) in 2 bins of 100
         images, with the diagonal of perfect calibration. From 50.0 % at 55.0 % to 80.0 % at
@@ -462,7 +472,9 @@ def confusions(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
     Example:
         >>> import pandas as pd
         >>> import tlhelpers as tl
-        >>> table = pd.DataFrame({"true": ["husky", "pug"], "predicted": ["malamute", "boxer"], "share": [0.3, 0.1]})
+        >>> table = pd.DataFrame(
+        ...     {"true": ["husky", "pug"], "predicted": ["malamute", "boxer"], "share": [0.3, 0.1]}
+        ... )
         >>> tl.plots.confusions(table)  # doctest: +NORMALIZE_WHITESPACE
         <Figure: Bar chart of the most frequent confusions, in % of the class: husky taken for
         malamute 30.0 %; pug taken for boxer 10.0 %.>
@@ -510,7 +522,9 @@ def embedding(
         >>> import torch
         >>> import tlhelpers as tl
         >>> points, labels = torch.randn(60, 2), torch.arange(60) % 3
-        >>> tl.plots.embedding(points, labels, ["pug", "husky", "boxer"], highlight=["pug"])  # doctest: +NORMALIZE_WHITESPACE
+        >>> tl.plots.embedding(
+        ...     points, labels, ["pug", "husky", "boxer"], highlight=["pug"]
+        ... )  # doctest: +NORMALIZE_WHITESPACE
         <Figure: Scatter plot of 60 examples in two dimensions; in colour: pug; the other 2
         classes in grey.>
     """
@@ -638,7 +652,9 @@ def cards(
     Example:
         >>> import tlhelpers as tl
         >>> p = [[0.7, 0.2, 0.1], [0.4, 0.1, 0.5]]
-        >>> tl.plots.cards(p, ["pug", "husky", "boxer"], ["Rex", "Fido"], right=[0, 0], top=2)  # doctest: +NORMALIZE_WHITESPACE
+        >>> tl.plots.cards(
+        ...     p, ["pug", "husky", "boxer"], ["Rex", "Fido"], right=[0, 0], top=2
+        ... )  # doctest: +NORMALIZE_WHITESPACE
         <Figure: 2 cards with bars of probability. Rex: pug 70 %; husky 20 %. Fido: boxer 50
         %; pug 40 %.>
     """

@@ -89,7 +89,11 @@ def banking77(path: Path | str | None = None, *, download: bool = False) -> Data
         >>> from pathlib import Path
         >>> import pandas as pd
         >>> import tlhelpers as tl
-        >>> asked = [(f"Question {i} about my {what}?", what) for what in ("card", "top_up") for i in range(12)]
+        >>> asked = [
+        ...     (f"Question {i} about my {what}?", what)
+        ...     for what in ("card", "top_up")
+        ...     for i in range(12)
+        ... ]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("train.csv", "test.csv"):
         ...         table = pd.DataFrame(asked, columns=["text", "category"])

@@ -106,10 +106,9 @@ def importance_weights(
         >>> source = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
         >>> target = torch.randn(1000, 1, generator=torch.Generator().manual_seed(1)) + 0.5
         >>> weights = tl.reweight.importance_weights(source, target)
-        >>> mean = (weights.values * source[:, 0]).sum() / weights.values.sum()
-        >>> weights, weights.told_apart, round(float(source.mean()), 3), round(float(mean), 3), target.mean()  # doctest: +NORMALIZE_WHITESPACE
-        (weights of 1,000 examples, which do the work of 775; the domain classifier orders
-        63.6% of the pairs right, 0.635836, 0.029, 0.54, tensor(0.5087))
+        >>> weighted = (weights.values * source[:, 0]).sum() / weights.values.sum()
+        >>> [abs(round(float(mean), 1)) for mean in (source.mean(), weighted, target.mean())]
+        [0.0, 0.5, 0.5]
     """
     scores, domain = _samples.domain_scores(source, target, folds, ridge, seed, balanced=False)
     sizes = (~domain).sum(), domain.sum()

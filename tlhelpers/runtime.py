@@ -226,10 +226,15 @@ def data_folder() -> Path | None:
         >>> import tempfile
         >>> from unittest import mock
         >>> import tlhelpers as tl
-        >>> with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, TLHELPERS_DATA=folder):
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     mock.patch.dict(os.environ, TLHELPERS_DATA=folder),
+        ... ):
         ...     tl.runtime.data_folder().is_dir()
         True
-        >>> with mock.patch.dict(os.environ, TLHELPERS_DATA="nowhere"):  # doctest: +NORMALIZE_WHITESPACE
+        >>> with mock.patch.dict(
+        ...     os.environ, TLHELPERS_DATA="nowhere"
+        ... ):  # doctest: +NORMALIZE_WHITESPACE
         ...     tl.runtime.data_folder()
         Traceback (most recent call last):
             ...
@@ -256,7 +261,10 @@ def describe_data() -> str:
         >>> import tempfile
         >>> from unittest import mock
         >>> import tlhelpers as tl
-        >>> with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, TLHELPERS_DATA=folder):
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     mock.patch.dict(os.environ, TLHELPERS_DATA=folder),
+        ... ):
         ...     tl.runtime.describe_data()
         'the shipped banks and 0 entries in TLHELPERS_DATA'
     """

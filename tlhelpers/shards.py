@@ -38,10 +38,14 @@ class Sample:
         part: ``"train"``, ``"validation"`` or ``"test"``.
 
     Example:
+        >>> import io
+        >>> from PIL import Image
         >>> import tlhelpers as tl
-        >>> sample = tl.shards.Sample(id="cats/tom.jpg", image=b"...", label=0, part="train")
-        >>> sample.part, sample.label
-        ('train', 0)
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (60, 40), "red").save(buffer, "PNG")
+        >>> sample = tl.shards.Sample("cats/tom.png", buffer.getvalue(), label=0, part="train")
+        >>> tl.datasets.decode(sample.image).shape
+        torch.Size([3, 40, 60])
     """
 
     id: str
@@ -203,7 +207,11 @@ def grouped(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "shard.tar"
         ...     with tarfile.open(path, "w") as archive:
-        ...         for name, content in {"0.txt": b"a pug", "0.cls": b"7", "1.txt": b"a husky"}.items():
+        ...         for name, content in {
+        ...             "0.txt": b"a pug",
+        ...             "0.cls": b"7",
+        ...             "1.txt": b"a husky",
+        ...         }.items():
         ...             member = tarfile.TarInfo(name)
         ...             member.size = len(content)
         ...             archive.addfile(member, io.BytesIO(content))

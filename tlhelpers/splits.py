@@ -99,7 +99,7 @@ class Split:
         >>> [len(y) for x, y in split.batches(20, torch.Generator().manual_seed(0))]
         [20, 20, 10]
         >>> split.take(split.y == 3)
-        train split: 5 examples, 1 classes
+        train split: 5 examples, 1 class
     """
 
     name: str
@@ -111,7 +111,8 @@ class Split:
         return len(self.y)
 
     def __repr__(self) -> str:
-        return f"{self.name} split: {len(self):,} examples, {len(self.y.unique())} classes"
+        n, m = len(self), len(self.y.unique())
+        return f"{self.name} split: {n:,} example{'s'[: n != 1]}, {m} class{'es'[: 2 * (m != 1)]}"
 
     def take(self, indices: Sequence[int] | np.ndarray | Tensor) -> Split:
         """The examples at ``indices``, in that order; or those of a mask of booleans."""
@@ -126,6 +127,9 @@ class Split:
 
         Images come as a tensor, texts as a sequence of texts. The last batch is smaller where
         ``size`` does not divide n: nothing is dropped.
+
+        Raises:
+            ValueError: if the size is below 1.
         """
         if size < 1:
             raise ValueError(f"a batch needs a size of 1 or more, found {size}.")
@@ -194,6 +198,9 @@ class TestSplit:
 
         Call it yourself only to study the test split on purpose: for a result, hand the
         split to ``evaluate.report``.
+
+        Raises:
+            ValueError: if the reason is empty.
         """
         if not reason.strip():
             raise ValueError("opening a test split needs a reason for the log, found an empty one.")

@@ -304,17 +304,20 @@ def l2_sp(network: nn.Module, *, alpha: float, beta: float = 0.0, head: str | No
         beta: the weight of the head's term.
         head: the name of the head; by default the last linear layer.
 
+    Raises:
+        ValueError: if a weight is negative, or the network has no linear layer.
+
     Example:
         >>> import torch
         >>> import tlhelpers as tl
         >>> network = tl.models.small_resnet(10, weights="letters")
         >>> penalty = tl.train.l2_sp(network, alpha=2.0)
-        >>> float(penalty(network))
-        0.0
         >>> with torch.no_grad():
+        ...     at_first = float(penalty(network))
         ...     _ = network.stem[1].bias.add_(0.5)
-        >>> float(penalty(network))
-        4.0
+        ...     later = float(penalty(network))
+        >>> at_first, later
+        (0.0, 4.0)
     """
     name = models.head_name(network) if head is None else head
     return L2SP(dict(network.named_parameters()), alpha, beta, f"{name}." if name else "")
@@ -326,13 +329,12 @@ def l2(network: nn.Module, *, alpha: float, beta: float = 0.0, head: str | None 
     ``alpha / 2 * ||w||**2 + beta / 2 * ||v||**2``.
 
     Example:
-        >>> import torch
         >>> from torch import nn
         >>> import tlhelpers as tl
         >>> network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
         >>> _ = network[0].weight.data.fill_(1.0)
-        >>> float(tl.train.l2(network, alpha=2.0)(network)), float(tl.train.l2_sp(network, alpha=2.0)(network))
-        (4.0, 0.0)
+        >>> [make(network, alpha=2.0)(network).item() for make in (tl.train.l2, tl.train.l2_sp)]
+        [4.0, 0.0]
     """
     penalty = l2_sp(network, alpha=alpha, beta=beta, head=head)
     penalty.start = {name: torch.zeros_like(value) for name, value in penalty.start.items()}
@@ -355,8 +357,14 @@ class History(pd.DataFrame):
 
     Example:
         >>> import tlhelpers as tl
-        >>> rows = {"epoch": [1, 2, 3], "step": [10, 20, 30], "validation_loss": [0.9, 0.5, 0.6], "validation_top1": [0.7, 0.8, 0.85]}
-        >>> history = tl.train.History(rows)
+        >>> history = tl.train.History(
+        ...     {
+        ...         "epoch": [1, 2, 3],
+        ...         "step": [10, 20, 30],
+        ...         "validation_loss": [0.9, 0.5, 0.6],
+        ...         "validation_top1": [0.7, 0.8, 0.85],
+        ...     }
+        ... )
         >>> history.best_epoch, history.steps_to(0.8), history.steps_to(0.9)
         (2, 20, None)
     """
@@ -468,7 +476,9 @@ def fit(
     running statistics are averaged; ``SyncBatchNorm`` works on GPUs only). Every process augments
     the whole batch and keeps its slice, so that the noise is the same. The first process writes
     checkpoints and shows progress. A process group that is there is used; otherwise one is made,
-    and ended with the call.
+    and ended with the call. With ``torchrun --max-restarts``, a restart may fail or hang at the
+    rendezvous store that PyTorch's processes share; the environment variable
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` has each start make its own (PyTorch issue 135712).
 
     Args:
         network: (n, ...) inputs to (n, m) logits.
@@ -505,12 +515,12 @@ def fit(
         >>> network = tl.models.small_resnet(10, weights="letters")
         >>> recipe = tl.train.Recipe(steps=40, lr=2e-3, head_lr=1e-2, validate_every=20)
         >>> history = tl.train.fit(network, digits, recipe)
-        >>> history[["epoch", "step", "validation_top1"]]
-           epoch  step  validation_top1
-        0     10    20         0.940000
-        1     20    40         0.956667
-        >>> history.stopped
-        'Ran all 40 steps.'
+        >>> history[["epoch", "step"]]
+           epoch  step
+        0     10    20
+        1     20    40
+        >>> history.best.validation_top1 > 0.9, history.stopped
+        (np.True_, 'Ran all 40 steps.')
     """
     recipe = Recipe() if recipe is None else recipe
     run = runtime.default(run)

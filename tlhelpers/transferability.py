@@ -366,7 +366,10 @@ def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
     Example:
         >>> import tlhelpers as tl
         >>> labels = [0, 0, 1, 1]
-        >>> [round(tl.transferability.nce(z, labels), 2) for z in ([5, 5, 7, 7], [5, 7, 5, 7], [5, 5, 5, 5])]
+        >>> [
+        ...     round(tl.transferability.nce(z, labels), 2)
+        ...     for z in ([5, 5, 7, 7], [5, 7, 5, 7], [5, 5, 5, 5])
+        ... ]
         [0.0, -0.69, -0.69]
     """
     y = _labels(labels)
@@ -411,7 +414,11 @@ def weighted_tau(scores: ArrayLike, truth: ArrayLike) -> float:
     Example:
         >>> import tlhelpers as tl
         >>> truth = [0.9, 0.8, 0.7, 0.6]
-        >>> scores = {"all right": [4, 3, 2, 1], "wrong at the top": [3, 4, 2, 1], "wrong below": [4, 3, 1, 2]}
+        >>> scores = {
+        ...     "all right": [4, 3, 2, 1],
+        ...     "wrong at the top": [3, 4, 2, 1],
+        ...     "wrong below": [4, 3, 1, 2],
+        ... }
         >>> for name, values in scores.items():
         ...     print(f"{name:16} {tl.transferability.weighted_tau(values, truth):.2f}")
         all right        1.00
@@ -539,7 +546,9 @@ def compare(
         >>> import tlhelpers as tl
         >>> truth = [[[0.9, 0.8, 0.7]], [[0.6, 0.7, 0.5]]]
         >>> scores = {"good": truth, "always the first": [[[3, 2, 1]]]}
-        >>> found = tl.transferability.compare(scores, truth, metric=tl.transferability.regret, unit="points")
+        >>> found = tl.transferability.compare(
+        ...     scores, truth, metric=tl.transferability.regret, unit="points"
+        ... )
         >>> found.to_frame()[["estimator", "mean"]]
                   estimator  mean
         0              good  0.00

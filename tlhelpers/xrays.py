@@ -84,6 +84,17 @@ def few(data: Dataset, n: int, *, draw: int) -> Dataset:
 
     Raises:
         ValueError: if there are not that many, or fewer than one a class is asked for.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer")
+        >>> tl.xrays.few(bank, 30, draw=0).train
+        train split: 30 examples, 2 classes
+        >>> tl.xrays.few(bank, 1, draw=0)  # doctest: +NORMALIZE_WHITESPACE
+        Traceback (most recent call last):
+            ...
+        ValueError: pneumoniamnist_reduced/mobilenet_v2 has 3,882 training films of 2 classes:
+        ask for 2 to 3,882, found 1.
     """
     rows, m = np.flatnonzero(data.split == "train"), len(data.classes)
     if not m <= n <= len(rows):
@@ -117,18 +128,48 @@ def _counts(sizes: np.ndarray, n: int) -> np.ndarray:
 
 
 def shares(data: Dataset) -> list[float]:
-    """The share of each class among the training films."""
+    """The share of each class among the training films.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer")
+        >>> bank.classes, [round(share, 2) for share in tl.xrays.shares(bank)]
+        (('normal', 'pneumonia'), [0.1, 0.9])
+    """
     counts = torch.bincount(data.train.y, minlength=len(data.classes))
     return (counts / counts.sum()).tolist()
 
 
 def grey(data: Dataset) -> Dataset:
-    """The films as :func:`~tlhelpers.models.small_resnet` takes them: (n, 1, h, w) in 0..1."""
+    """The films as :func:`~tlhelpers.models.small_resnet` takes them: (n, 1, h, w) in 0..1.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> x, names = torch.randint(256, (12, 3, 28, 28), dtype=torch.uint8), tuple(map(str, range(12)))
+        >>> parts = np.repeat(["train", "validation", "test"], 4)
+        >>> films = tl.splits.Dataset("films", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made")
+        >>> tl.xrays.grey(films).x.shape, tl.xrays.grey(films).x.dtype
+        (torch.Size([12, 1, 28, 28]), torch.float32)
+    """
     return dataclasses.replace(data, x=data.x[:, :1].float() / 255)
 
 
 def pixels(data: Dataset) -> Dataset:
-    """The films as features for a probe: each pixel one, (n, h w) in 0..1, and no network."""
+    """The films as features for a probe: each pixel one, (n, h w) in 0..1, and no network.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> x, names = torch.randint(256, (12, 3, 28, 28), dtype=torch.uint8), tuple(map(str, range(12)))
+        >>> parts = np.repeat(["train", "validation", "test"], 4)
+        >>> films = tl.splits.Dataset("films", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made")
+        >>> tl.probe.fit(tl.xrays.pixels(films), ridge=tl.xrays.RIDGE, scale="common")  # doctest: +NORMALIZE_WHITESPACE
+        linear probe on films: 784 features → 2 classes, 4 training examples, ridge 0.03
+        (given)
+    """
     return dataclasses.replace(data, x=(data.x[:, 0].float() / 255).flatten(1))
 
 
@@ -139,7 +180,16 @@ def _train_only(data: Dataset) -> Dataset:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Augmentation for grey films with one or three equal channels, bytes or floats in 0..1."""
+    """Augmentation for grey films with one or three equal channels, bytes or floats in 0..1.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> films = torch.randint(256, (4, 3, 28, 28), dtype=torch.uint8)
+        >>> shifted = tl.xrays.JITTER(films, torch.Generator().manual_seed(0))
+        >>> shifted.shape, shifted.dtype
+        (torch.Size([4, 3, 28, 28]), torch.float32)
+    """
 
     shift: Shift
 
@@ -233,7 +283,15 @@ def finetune(
 
 
 def units(network: PhotoClassifier) -> list[nn.Module]:
-    """The parts of a photo classifier's body that hold parameters, from the image on."""
+    """The parts of a photo classifier's body that hold parameters, from the image on.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.photo_classifier("squeezenet1_1", 2, weights=None, size=64)
+        >>> units = tl.xrays.units(network)
+        >>> len(units), type(units[0]).__name__, type(units[-1]).__name__
+        (9, 'Conv2d', 'Fire')
+    """
     body: Any = getattr(network.body, "features", network.body)
     return [part for part in body.children() if next(part.parameters(), None) is not None]
 
@@ -259,6 +317,19 @@ def measured(
         trained: the shares of the classes that they were trained with.
         name: of the reading.
         columns: the names of the entries of the keys.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer")
+        >>> probes = {(n, 0): tl.xrays.fit(bank, n, draw=0) for n in (10, 300)}
+        >>> rows = tl.xrays.measured(
+        ...     probes, bank, trained=tl.xrays.shares(bank), name="an example", columns=("n", "draw")
+        ... )
+        >>> pd.DataFrame(rows)[["n", "auc", "balanced_accuracy", "balanced_accuracy_equal"]].round(2)
+             n   auc  balanced_accuracy  balanced_accuracy_equal
+        0   10  0.80               0.59                     0.65
+        1  300  0.89               0.65                     0.76
     """
     variants: dict[tuple[Key, str], Any] = {}
     for key, predictor in predictors.items():
@@ -326,6 +397,15 @@ def fit(data: Dataset, n: int, *, draw: int, run: Run | None = None) -> Probe:
         n: number of labels, see :func:`few`.
         draw: the seed of the draw.
         run: device.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer")
+        >>> for n in (10, 300):
+        ...     probe = tl.xrays.fit(bank, n, draw=0)
+        ...     print(n, f"{tl.evaluate.validate(probe, bank.validation, metric='auc').value:.2f}")
+        10 0.89
+        300 0.97
     """
     return probe.fit(_train_only(few(data, n, draw=draw)), ridge=RIDGE, scale="common", run=run)
 
