@@ -81,7 +81,11 @@ def finetune(
         >>> recipe = dataclasses.replace(tl.inside_study.RECIPE, steps=15)
         >>> for source in ("letters", "random"):
         ...     network = tl.inside_study.finetune(digits, run, source=source, recipe=recipe)
-        ...     print(source, tl.negative.hits(network, digits.validation).mean() > 0.6, tl.negative.hits(network, digits.validation).mean())
+        ...     print(
+        ...         source,
+        ...         tl.negative.hits(network, digits.validation).mean() > 0.6,
+        ...         tl.negative.hits(network, digits.validation).mean(),
+        ...     )
         letters True 0.8666666666666667
         random False 0.1
     """
@@ -243,7 +247,11 @@ def divided(temperature: float) -> Callable[[Tensor], Tensor]:
         >>> import torch
         >>> import tlhelpers as tl
         >>> logits = torch.tensor([[2.0, 0.0]])
-        >>> tl.inside_study.divided(2.0)(logits), logits.softmax(dim=1), tl.inside_study.divided(2.0)(logits).softmax(dim=1)
+        >>> (
+        ...     tl.inside_study.divided(2.0)(logits),
+        ...     logits.softmax(dim=1),
+        ...     tl.inside_study.divided(2.0)(logits).softmax(dim=1),
+        ... )
         (tensor([[1., 0.]]), tensor([[0.8808, 0.1192]]), tensor([[0.7311, 0.2689]]))
     """
     return lambda logits: logits / temperature
@@ -555,7 +563,9 @@ def judged(
         >>> network, plain = tl.zoo.load("letters", 10).eval(), tl.datasets.digits().train.x[:4]
         >>> stamped, places = tl.inside_study.stamp(plain)
         >>> answers = network(plain).argmax(dim=1)
-        >>> rows = tl.inside_study.judged(network, stamped, places, plain, answers, (answers == 0).numpy())
+        >>> rows = tl.inside_study.judged(
+        ...     network, stamped, places, plain, answers, (answers == 0).numpy()
+        ... )
         >>> pd.DataFrame(rows)
                             map  points    on_ink on_ink_right  on_ink_wrong
         0              gradient    0.00  0.565873         None      0.565873

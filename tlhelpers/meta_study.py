@@ -246,7 +246,10 @@ def one_class_at_a_time(classify: Classifier, ways: int = WAYS) -> Classifier:
         >>> query = episodes.query.flatten(1, 2)
         >>> for classify in (tl.fewshot.nearest_centroid, tl.fewshot.soft_kmeans):
         ...     alone = tl.meta_study.one_class_at_a_time(classify)(episodes.support, query)
-        ...     print(classify.__name__, torch.allclose(alone, classify(episodes.support, query), atol=1e-4))
+        ...     print(
+        ...         classify.__name__,
+        ...         torch.allclose(alone, classify(episodes.support, query), atol=1e-4),
+        ...     )
         nearest_centroid True
         soft_kmeans False
     """

@@ -117,7 +117,9 @@ def data(name: str, *, images: int = zoo.IMAGES, seed: int = 0) -> Dataset:
 
     Example:
         >>> import tlhelpers as tl
-        >>> letters, sideways = (tl.negative.data(name, images=260) for name in ("letters", "sideways"))
+        >>> letters, sideways = (
+        ...     tl.negative.data(name, images=260) for name in ("letters", "sideways")
+        ... )
         >>> sideways  # doctest: +NORMALIZE_WHITESPACE
         Dataset 'sideways': 52 classes; train 156, validation 52, test 52; split 'random, seed
         0'
@@ -543,7 +545,9 @@ def ingredients(
         >>> task, run = tl.zoo.few(tl.zoo.target("digits"), draw=0), tl.runtime.Run()
         >>> start = tl.negative.load("letters", 10)
         >>> recipe = dataclasses.replace(tl.negative.SHORT, steps=3)
-        >>> tuned = tl.negative.ingredients(start, task, run, settings=[(1e-3, 0), (1e-2, 0)], recipe=recipe)
+        >>> tuned = tl.negative.ingredients(
+        ...     start, task, run, settings=[(1e-3, 0), (1e-2, 0)], recipe=recipe
+        ... )
         >>> moved = [tl.inside.movement(start, network).moved.mean() for network in tuned]
         >>> moved[0] < moved[1]
         np.True_

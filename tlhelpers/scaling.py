@@ -202,7 +202,10 @@ def recipe(way: str, rate: float) -> Recipe:
 
     Example:
         >>> import tlhelpers as tl
-        >>> [(recipe.lr, recipe.head_lr) for recipe in (tl.scaling.recipe("probe", 0.1), tl.scaling.recipe("full", 0.1))]
+        >>> [
+        ...     (recipe.lr, recipe.head_lr)
+        ...     for recipe in (tl.scaling.recipe("probe", 0.1), tl.scaling.recipe("full", 0.1))
+        ... ]
         [(0.002, 0.1), (0.1, 0.01)]
     """
     change: dict[str, Any] = {"head_lr": rate} if way == "probe" else {"lr": rate}

@@ -259,7 +259,9 @@ def train_on_episodes(
         >>> network = tl.unseen.train_on_episodes(pool, shape, steps=15, run=run)
         >>> episodes = pool.episodes(50, ways=5, shots=1, queries=5)
         >>> for one in (tl.models.small_resnet(10, widths=tl.unseen.WIDTHS), network):
-        ...     print(tl.fewshot.measure(tl.fewshot.nearest_centroid, episodes.embedded(one)).accuracy)
+        ...     print(
+        ...         tl.fewshot.measure(tl.fewshot.nearest_centroid, episodes.embedded(one)).accuracy
+        ...     )
         40.1 % [37.0, 43.1]
         65.1 % [61.2, 69.0]
     """

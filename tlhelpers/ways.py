@@ -278,9 +278,14 @@ def begin(
         >>> import numpy as np
         >>> import torch
         >>> import tlhelpers as tl
-        >>> x, names = torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8), tuple(map(str, range(12)))
+        >>> x, names = (
+        ...     torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8),
+        ...     tuple(map(str, range(12))),
+        ... )
         >>> parts = np.repeat(["train", "validation", "test"], 4)
-        >>> data = tl.splits.Dataset("noise", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made")
+        >>> data = tl.splits.Dataset(
+        ...     "noise", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made"
+        ... )
         >>> recipe = tl.train.Recipe(epochs=1)
         >>> way = tl.ways.Way(name="head", start="random", frozen="body", recipe=recipe, size=32)
         >>> network = tl.ways.begin(way, data, "squeezenet1_1")
@@ -403,9 +408,14 @@ def learn(
         >>> import numpy as np
         >>> import torch
         >>> import tlhelpers as tl
-        >>> x, names = torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8), tuple(map(str, range(12)))
+        >>> x, names = (
+        ...     torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8),
+        ...     tuple(map(str, range(12))),
+        ... )
         >>> parts = np.repeat(["train", "validation", "test"], 4)
-        >>> data = tl.splits.Dataset("noise", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made")
+        >>> data = tl.splits.Dataset(
+        ...     "noise", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made"
+        ... )
         >>> recipe = tl.train.Recipe(epochs=2, batch_size=2)
         >>> way = tl.ways.Way(name="scratch", start="random", recipe=recipe, size=32)
         >>> learnt = tl.ways.learn(way, data, "squeezenet1_1", run=tl.runtime.Run())

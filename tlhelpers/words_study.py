@@ -129,7 +129,9 @@ def by_fact(scores: Tensor) -> tuple[Tensor, ...]:
     Example:
         >>> import torch
         >>> import tlhelpers as tl
-        >>> [part.shape for part in tl.words_study.by_fact(torch.zeros(2, 50))]  # doctest: +NORMALIZE_WHITESPACE
+        >>> [
+        ...     part.shape for part in tl.words_study.by_fact(torch.zeros(2, 50))
+        ... ]  # doctest: +NORMALIZE_WHITESPACE
         [torch.Size([2, 4]), torch.Size([2, 40]), torch.Size([2, 2]), torch.Size([2, 2]),
         torch.Size([2, 2])]
     """
@@ -538,7 +540,9 @@ def average_heads(first: Head, second: Head, *, alpha: float = 0.5) -> Head:
     Example:
         >>> import torch
         >>> import tlhelpers as tl
-        >>> one, other = (tl.contrastive.Head(torch.eye(2) * size, scale=1.0) for size in (1.0, 3.0))
+        >>> one, other = (
+        ...     tl.contrastive.Head(torch.eye(2) * size, scale=1.0) for size in (1.0, 3.0)
+        ... )
         >>> tl.words_study.average_heads(one, other).weight
         tensor([[2., 0.],
                 [0., 2.]])

@@ -147,9 +147,14 @@ def grey(data: Dataset) -> Dataset:
         >>> import numpy as np
         >>> import torch
         >>> import tlhelpers as tl
-        >>> x, names = torch.randint(256, (12, 3, 28, 28), dtype=torch.uint8), tuple(map(str, range(12)))
+        >>> x, names = (
+        ...     torch.randint(256, (12, 3, 28, 28), dtype=torch.uint8),
+        ...     tuple(map(str, range(12))),
+        ... )
         >>> parts = np.repeat(["train", "validation", "test"], 4)
-        >>> films = tl.splits.Dataset("films", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made")
+        >>> films = tl.splits.Dataset(
+        ...     "films", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made"
+        ... )
         >>> tl.xrays.grey(films).x.shape, tl.xrays.grey(films).x.dtype
         (torch.Size([12, 1, 28, 28]), torch.float32)
     """
@@ -163,10 +168,17 @@ def pixels(data: Dataset) -> Dataset:
         >>> import numpy as np
         >>> import torch
         >>> import tlhelpers as tl
-        >>> x, names = torch.randint(256, (12, 3, 28, 28), dtype=torch.uint8), tuple(map(str, range(12)))
+        >>> x, names = (
+        ...     torch.randint(256, (12, 3, 28, 28), dtype=torch.uint8),
+        ...     tuple(map(str, range(12))),
+        ... )
         >>> parts = np.repeat(["train", "validation", "test"], 4)
-        >>> films = tl.splits.Dataset("films", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made")
-        >>> tl.probe.fit(tl.xrays.pixels(films), ridge=tl.xrays.RIDGE, scale="common")  # doctest: +NORMALIZE_WHITESPACE
+        >>> films = tl.splits.Dataset(
+        ...     "films", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made"
+        ... )
+        >>> tl.probe.fit(
+        ...     tl.xrays.pixels(films), ridge=tl.xrays.RIDGE, scale="common"
+        ... )  # doctest: +NORMALIZE_WHITESPACE
         linear probe on films: 784 features → 2 classes, 4 training examples, ridge 0.03
         (given)
     """
@@ -324,9 +336,15 @@ def measured(
         >>> bank = tl.features.load("pneumonia/last_layer")
         >>> probes = {(n, 0): tl.xrays.fit(bank, n, draw=0) for n in (10, 300)}
         >>> rows = tl.xrays.measured(
-        ...     probes, bank, trained=tl.xrays.shares(bank), name="an example", columns=("n", "draw")
+        ...     probes,
+        ...     bank,
+        ...     trained=tl.xrays.shares(bank),
+        ...     name="an example",
+        ...     columns=("n", "draw"),
         ... )
-        >>> pd.DataFrame(rows)[["n", "auc", "balanced_accuracy", "balanced_accuracy_equal"]].round(2)
+        >>> pd.DataFrame(rows)[["n", "auc", "balanced_accuracy", "balanced_accuracy_equal"]].round(
+        ...     2
+        ... )
              n   auc  balanced_accuracy  balanced_accuracy_equal
         0   10  0.80               0.59                     0.65
         1  300  0.89               0.65                     0.76

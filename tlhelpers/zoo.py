@@ -397,7 +397,11 @@ def finetune(
         >>> recipe = dataclasses.replace(tl.zoo.FINE_TUNING, steps=15)
         >>> for source in ("letters", "shuffled"):
         ...     network = tl.zoo.finetune(source, tl.zoo.few(digits, draw=0), run, recipe=recipe)
-        ...     print(source, tl.evaluate.validate(network, digits.validation).value > 0.7, tl.evaluate.validate(network, digits.validation).value)
+        ...     print(
+        ...         source,
+        ...         tl.evaluate.validate(network, digits.validation).value > 0.7,
+        ...         tl.evaluate.validate(network, digits.validation).value,
+        ...     )
         letters True 0.86
         shuffled False 0.53
     """
