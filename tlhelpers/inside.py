@@ -338,11 +338,10 @@ def guided_backprop(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         >>> _ = network[1].weight.data.copy_(torch.eye(2))
         >>> _ = network[3].weight.data.copy_(torch.tensor([[1.0, -1.0]]))
         >>> image, target = torch.full((1, 1, 1, 2), 9.0), torch.tensor([0])
-        >>> (
-        ...     tl.inside.gradient(network, image, target),
-        ...     tl.inside.guided_backprop(network, image, target),
-        ... )
-        (tensor([[[ 1., -1.]]]), tensor([[[1., 0.]]]))
+        >>> tl.inside.gradient(network, image, target)
+        tensor([[[ 1., -1.]]])
+        >>> tl.inside.guided_backprop(network, image, target)
+        tensor([[[1., 0.]]])
     """
     relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
     if not relus:
@@ -504,11 +503,8 @@ def rank_correlation(a: Tensor, b: Tensor) -> np.ndarray:
         >>> import torch
         >>> import tlhelpers as tl
         >>> maps = torch.arange(4.0).reshape(1, 2, 2)
-        >>> (
-        ...     tl.inside.rank_correlation(maps, maps**3).round(2),
-        ...     tl.inside.rank_correlation(maps, -maps).round(2),
-        ... )
-        (array([1.]), array([-1.]))
+        >>> [tl.inside.rank_correlation(maps, other).round(2) for other in (maps**3, -maps)]
+        [array([1.]), array([-1.])]
     """
     if a.shape != b.shape or a.ndim != 3:
         raise ValueError(

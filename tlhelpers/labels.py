@@ -214,10 +214,8 @@ def search(
     Example:
         >>> import tlhelpers as tl
         >>> scores = tl.labels.search("pixels", tl.datasets.digits(), k=1, draws=[1000])
-        >>> print(
-        ...     f"{len(scores)} settings, the best right in {scores.max():.0%} of the validation images"
-        ... )
-        6 settings, the best right in 80% of the validation images
+        >>> scores.name, len(scores), float(scores.max().round(1))
+        ('pixels, k = 1', 6, 0.8)
     """
     run = runtime.default(run)
     unseen = data.subset(np.flatnonzero(data.split != "validation"))

@@ -217,9 +217,10 @@ def with_new_head(network: SmallNet, ways: int = WAYS) -> SmallNet:
     Example:
         >>> import torch
         >>> import tlhelpers as tl
-        >>> network = tl.meta_study.SmallNet(200)
-        >>> tl.meta_study.with_new_head(network, ways=3)(torch.rand(1, 1, 16, 16))
-        tensor([[0., 0., 0.]], grad_fn=<AddmmBackward0>)
+        >>> network = tl.meta_study.with_new_head(tl.meta_study.SmallNet(200), ways=3)
+        >>> with torch.inference_mode():
+        ...     network(torch.rand(1, 1, 16, 16))
+        tensor([[0., 0., 0.]])
     """
     twin = copy.deepcopy(network)
     twin.head = nn.Linear(network.head.in_features, ways)

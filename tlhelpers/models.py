@@ -134,11 +134,11 @@ class Backbone:
         >>> backbone.stages[-3:]
         ('features.10', 'features.11', 'features.12')
         >>> images = backbone.preprocess(torch.zeros(2, 3, 300, 400, dtype=torch.uint8))
-        >>> [
-        ...     backbone.at(stage)(images).shape[1]
-        ...     for stage in ("features", "logits", "features.12/2x2")
-        ... ]
-        [512, 1000, 2048]
+        >>> for stage in ("features", "logits", "features.12/2x2"):
+        ...     print(f"{stage:16} {tuple(backbone.at(stage)(images).shape)}")
+        features         (2, 512)
+        logits           (2, 1000)
+        features.12/2x2  (2, 2048)
     """
 
     name: str

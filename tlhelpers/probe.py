@@ -76,12 +76,8 @@ class Candidate:
         >>> import tlhelpers as tl
         >>> bank = tl.features.load("pneumonia/last_layer").few(20, draw=0)
         >>> candidate = tl.probe.fit(bank, ridge=0.1).chosen
-        >>> (
-        ...     candidate.ridge,
-        ...     round(candidate.train_accuracy, 2),
-        ...     round(candidate.validation_accuracy, 2),
-        ... )
-        (0.1, 1.0, 0.84)
+        >>> f"{candidate.train_accuracy:.0%} train, {candidate.validation_accuracy:.0%} validation"
+        '100% train, 84% validation'
     """
 
     ridge: float

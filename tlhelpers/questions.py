@@ -90,9 +90,7 @@ def banking77(path: Path | str | None = None, *, download: bool = False) -> Data
         >>> import pandas as pd
         >>> import tlhelpers as tl
         >>> asked = [
-        ...     (f"Question {i} about my {what}?", what)
-        ...     for what in ("card", "top_up")
-        ...     for i in range(12)
+        ...     (f"Question {i}?", intent) for intent in ("card_lost", "top_up") for i in range(12)
         ... ]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("train.csv", "test.csv"):
@@ -100,9 +98,7 @@ def banking77(path: Path | str | None = None, *, download: bool = False) -> Data
         ...         table.to_csv(Path(folder) / name, index=False)
         ...     data = tl.questions.banking77(folder)
         >>> data.classes, len(data.train), len(data.validation), len(data.test)
-        (('card', 'top up'), 4, 20, 24)
-        >>> data.x[0]
-        'Question 0 about my card?'
+        (('card lost', 'top up'), 4, 20, 24)
     """
     folder = _locate(path, download=download)
     rows = {name: _read(folder / name) for name in FILES}

@@ -280,11 +280,10 @@ def save(record: Record, folder: Path | None = None) -> Path:
         >>> record = tl.records.get("glyphs/letters")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = tl.records.save(record, Path(folder))
-        ...     (
-        ...         path.relative_to(folder).as_posix(),
-        ...         tl.records.load("glyphs/letters", Path(folder)) == record,
-        ...     )
-        ('glyphs/letters.json', True)
+        ...     path.relative_to(folder).as_posix()
+        ...     tl.records.load("glyphs/letters", Path(folder)) == record
+        'glyphs/letters.json'
+        True
     """
     if not isinstance(record, Record):
         raise TypeError(f"save takes a Record, found {type(record).__name__}.")

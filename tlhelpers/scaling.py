@@ -129,8 +129,9 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
         >>> whole = tl.scaling.saved_bytes(network, images)
         >>> _ = tl.models.freeze(network)
         >>> _ = tl.models.unfreeze(network.head)
-        >>> whole // 1000, tl.scaling.saved_bytes(network, images)
-        (5122, 8192)
+        >>> head = tl.scaling.saved_bytes(network, images)
+        >>> head, whole > 100 * head
+        (8192, True)
     """
     known = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers(), x)}
     found: dict[int, tuple[Tensor, int]] = {}  # the tensors too: an address is not used twice
@@ -202,11 +203,11 @@ def recipe(way: str, rate: float) -> Recipe:
 
     Example:
         >>> import tlhelpers as tl
-        >>> [
-        ...     (recipe.lr, recipe.head_lr)
-        ...     for recipe in (tl.scaling.recipe("probe", 0.1), tl.scaling.recipe("full", 0.1))
-        ... ]
-        [(0.002, 0.1), (0.1, 0.01)]
+        >>> for way in ("probe", "full"):
+        ...     recipe = tl.scaling.recipe(way, 0.1)
+        ...     print(way, recipe.lr, recipe.head_lr)
+        probe 0.002 0.1
+        full 0.1 0.01
     """
     change: dict[str, Any] = {"head_lr": rate} if way == "probe" else {"lr": rate}
     return dataclasses.replace(zoo.FINE_TUNING, **change)

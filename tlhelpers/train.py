@@ -519,8 +519,8 @@ def fit(
            epoch  step
         0     10    20
         1     20    40
-        >>> history.best.validation_top1 > 0.9, history.stopped
-        (np.True_, 'Ran all 40 steps.')
+        >>> bool(history.best.validation_top1 > 0.9), history.stopped
+        (True, 'Ran all 40 steps.')
     """
     recipe = Recipe() if recipe is None else recipe
     run = runtime.default(run)

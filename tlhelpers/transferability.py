@@ -366,11 +366,10 @@ def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
     Example:
         >>> import tlhelpers as tl
         >>> labels = [0, 0, 1, 1]
-        >>> [
-        ...     round(tl.transferability.nce(z, labels), 2)
-        ...     for z in ([5, 5, 7, 7], [5, 7, 5, 7], [5, 5, 5, 5])
-        ... ]
-        [0.0, -0.69, -0.69]
+        >>> for source in ([5, 5, 7, 7], [5, 7, 5, 7]):
+        ...     print(source, round(tl.transferability.nce(source, labels), 2))
+        [5, 5, 7, 7] 0.0
+        [5, 7, 5, 7] -0.69
     """
     y = _labels(labels)
     z = _labels(source_labels, what="source_labels", at_least=1)
@@ -414,16 +413,11 @@ def weighted_tau(scores: ArrayLike, truth: ArrayLike) -> float:
     Example:
         >>> import tlhelpers as tl
         >>> truth = [0.9, 0.8, 0.7, 0.6]
-        >>> scores = {
-        ...     "all right": [4, 3, 2, 1],
-        ...     "wrong at the top": [3, 4, 2, 1],
-        ...     "wrong below": [4, 3, 1, 2],
-        ... }
-        >>> for name, values in scores.items():
-        ...     print(f"{name:16} {tl.transferability.weighted_tau(values, truth):.2f}")
-        all right        1.00
-        wrong at the top 0.52
-        wrong below      0.81
+        >>> for scores in ([4, 3, 2, 1], [3, 4, 2, 1], [4, 3, 1, 2]):
+        ...     print(scores, round(tl.transferability.weighted_tau(scores, truth), 2))
+        [4, 3, 2, 1] 1.0
+        [3, 4, 2, 1] 0.52
+        [4, 3, 1, 2] 0.81
     """
     a, b = _pair(scores, truth)
     for what, values in (("scores", a), ("truth", b)):
@@ -544,14 +538,13 @@ def compare(
 
     Example:
         >>> import tlhelpers as tl
+        >>> regret = tl.transferability.regret
         >>> truth = [[[0.9, 0.8, 0.7]], [[0.6, 0.7, 0.5]]]
-        >>> scores = {"good": truth, "always the first": [[[3, 2, 1]]]}
-        >>> found = tl.transferability.compare(
-        ...     scores, truth, metric=tl.transferability.regret, unit="points"
-        ... )
+        >>> scores = {"knows": truth, "always the first": [[[3, 2, 1]]]}
+        >>> found = tl.transferability.compare(scores, truth, metric=regret, unit="points")
         >>> found.to_frame()[["estimator", "mean"]]
                   estimator  mean
-        0              good  0.00
+        0             knows  0.00
         1  always the first  0.05
     """
     real = np.asarray(truth, dtype=np.float64)

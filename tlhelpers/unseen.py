@@ -194,9 +194,9 @@ def train_on_labels(
         >>> import tlhelpers as tl
         >>> digits, run = tl.datasets.digits().train, tl.runtime.Run()
         >>> pool = tl.episodes.Pool(digits.x, digits.y, name="digits")
-        >>> network = tl.unseen.train_on_labels(pool, steps=15, run=run)
-        >>> float((network(digits.x).argmax(dim=1) == digits.y).float().mean())
-        0.29499998688697815
+        >>> network = tl.unseen.train_on_labels(pool, steps=3, run=run)
+        >>> network.features(digits.x[:2]).shape, network.head.out_features
+        (torch.Size([2, 32]), 10)
     """
     run = runtime.default(run)
     network = models.small_resnet(len(pool.classes), widths=WIDTHS, seed=run.seed)
@@ -251,19 +251,21 @@ def train_on_episodes(
         run: seed of weights and episodes, and device.
 
     Example:
-        >>> import torch
         >>> import tlhelpers as tl
         >>> digits, run = tl.datasets.digits().train, tl.runtime.Run()
         >>> pool = tl.episodes.Pool(digits.x, digits.y, name="digits")
         >>> shape = tl.unseen.Shape(ways=5, shots=1, queries=5, batch=4)
-        >>> network = tl.unseen.train_on_episodes(pool, shape, steps=15, run=run)
-        >>> episodes = pool.episodes(50, ways=5, shots=1, queries=5)
-        >>> for one in (tl.models.small_resnet(10, widths=tl.unseen.WIDTHS), network):
-        ...     print(
-        ...         tl.fewshot.measure(tl.fewshot.nearest_centroid, episodes.embedded(one)).accuracy
-        ...     )
-        40.1 % [37.0, 43.1]
-        65.1 % [61.2, 69.0]
+        >>> trained = tl.unseen.train_on_episodes(pool, shape, steps=15, run=run)
+        >>> fresh = tl.models.small_resnet(10, widths=tl.unseen.WIDTHS)
+        >>> episodes, classify = (
+        ...     pool.episodes(50, ways=5, shots=1, queries=5),
+        ...     tl.fewshot.nearest_centroid,
+        ... )
+        >>> found = [
+        ...     tl.fewshot.measure(classify, episodes.embedded(one)) for one in (fresh, trained)
+        ... ]
+        >>> found[0].accuracy.high < found[1].accuracy.low
+        True
     """
     run = runtime.default(run)
     network = models.small_resnet(len(pool.classes), widths=WIDTHS, seed=run.seed)

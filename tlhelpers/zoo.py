@@ -395,15 +395,9 @@ def finetune(
         >>> import tlhelpers as tl
         >>> digits, run = tl.zoo.target("digits"), tl.runtime.Run()
         >>> recipe = dataclasses.replace(tl.zoo.FINE_TUNING, steps=15)
-        >>> for source in ("letters", "shuffled"):
-        ...     network = tl.zoo.finetune(source, tl.zoo.few(digits, draw=0), run, recipe=recipe)
-        ...     print(
-        ...         source,
-        ...         tl.evaluate.validate(network, digits.validation).value > 0.7,
-        ...         tl.evaluate.validate(network, digits.validation).value,
-        ...     )
-        letters True 0.86
-        shuffled False 0.53
+        >>> network = tl.zoo.finetune("letters", tl.zoo.few(digits, draw=0), run, recipe=recipe)
+        >>> tl.evaluate.validate(network, digits.validation).value > 0.6
+        True
     """
     run = runtime.default(run)
     network = load(name, len(task.classes), seed=run.seed)
