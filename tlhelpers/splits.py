@@ -112,7 +112,8 @@ class Split:
 
     def __repr__(self) -> str:
         n, m = len(self), len(self.y.unique())
-        return f"{self.name} split: {n:,} example{'s'[: n != 1]}, {m} class{'es'[: 2 * (m != 1)]}"
+        examples, classes = "example" if n == 1 else "examples", "class" if m == 1 else "classes"
+        return f"{self.name} split: {n:,} {examples}, {m} {classes}"
 
     def take(self, indices: Sequence[int] | np.ndarray | Tensor) -> Split:
         """The examples at ``indices``, in that order; or those of a mask of booleans."""
