@@ -172,6 +172,17 @@ def movement(before: nn.Module, after: nn.Module) -> pd.DataFrame:
 
     Raises:
         ValueError: if the two do not have the same parameters.
+
+    Example:
+        >>> import copy
+        >>> import tlhelpers as tl
+        >>> before = tl.models.small_resnet(10, weights="letters")
+        >>> after = copy.deepcopy(before)
+        >>> _ = after.stage3[0].conv2.weight.data.mul_(1.5)
+        >>> moved = tl.inside.movement(before, after)
+        >>> moved[moved.moved > 0]
+                    layer  parameters     moved
+        7  stage3.0.conv2       36992  0.371724
     """
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
     _same_shapes(old, new)
@@ -199,6 +210,13 @@ def reset(network: nn.Module, start: nn.Module, names: str | Iterable[str]) -> n
 
     Raises:
         ValueError: if there is no such layer, or the two networks differ in shape.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> trained, random = tl.models.small_resnet(weights="letters"), tl.models.small_resnet(52)
+        >>> without = tl.inside.reset(trained, random, ["stage3.0.conv1", "stage3.0.conv2"])
+        >>> print(tl.models.diff_state(trained, without))
+        6 of 29 parameters and 6 of 27 buffers moved
     """
     known = layers(network)
     chosen = [names] if isinstance(names, str) else list(names)
@@ -224,6 +242,22 @@ def randomise(network: nn.Module, random: nn.Module) -> Iterator[tuple[str, nn.M
     Yields:
         the name of the layer that was lost last, and a network that has lost it and all layers
         after it.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> trained, random = tl.models.small_resnet(weights="letters"), tl.models.small_resnet(52)
+        >>> for lost, network in tl.inside.randomise(trained, random):
+        ...     print(f"{lost:24} {tl.models.diff_state(trained, network)}")
+        head                     2 of 29 parameters and 0 of 27 buffers moved
+        stage3.0.shortcut.0      5 of 29 parameters and 3 of 27 buffers moved
+        stage3.0.conv2           8 of 29 parameters and 6 of 27 buffers moved
+        stage3.0.conv1           11 of 29 parameters and 9 of 27 buffers moved
+        stage2.0.shortcut.0      14 of 29 parameters and 12 of 27 buffers moved
+        stage2.0.conv2           17 of 29 parameters and 15 of 27 buffers moved
+        stage2.0.conv1           20 of 29 parameters and 18 of 27 buffers moved
+        stage1.0.conv2           23 of 29 parameters and 21 of 27 buffers moved
+        stage1.0.conv1           26 of 29 parameters and 24 of 27 buffers moved
+        stem.0                   29 of 29 parameters and 27 of 27 buffers moved
     """
     lost: list[str] = []
     for name in reversed(layers(network)):
@@ -254,12 +288,37 @@ def gradient(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         (n, h, w) maps with signs, summed over channels.
+
+    Raises:
+        ValueError: if there is not one class for each image, or the output is not (n, m).
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> _ = network[1].weight.data.copy_(torch.arange(8.0).reshape(2, 4))
+        >>> tl.inside.gradient(network, torch.rand(1, 1, 2, 2), torch.tensor([1]))
+        tensor([[[4., 5.],
+                 [6., 7.]]])
     """
     return _gradient(network, x, target).sum(dim=1)
 
 
 def gradient_times_input(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """The gradient times the image; arguments and result as :func:`gradient`."""
+    """The gradient times the image; arguments and result as :func:`gradient`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> _ = network[1].weight.data.copy_(torch.arange(8.0).reshape(2, 4))
+        >>> image = torch.tensor([[[[0.0, 1.0], [0.0, 0.5]]]])
+        >>> tl.inside.gradient_times_input(network, image, torch.tensor([1]))
+        tensor([[[0.0000, 5.0000],
+                 [0.0000, 3.5000]]])
+    """
     return (_gradient(network, x, target) * x).sum(dim=1)
 
 
@@ -270,6 +329,19 @@ def guided_backprop(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         ValueError: if there is no ``nn.ReLU``, so that the map would be the plain gradient.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> _ = network[1].weight.data.copy_(torch.eye(2))
+        >>> _ = network[3].weight.data.copy_(torch.tensor([[1.0, -1.0]]))
+        >>> image, target = torch.full((1, 1, 1, 2), 9.0), torch.tensor([0])
+        >>> tl.inside.gradient(network, image, target)
+        tensor([[[ 1., -1.]]])
+        >>> tl.inside.guided_backprop(network, image, target)
+        tensor([[[1., 0.]]])
     """
     relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
     if not relus:
@@ -311,6 +383,18 @@ def integrated_gradients(
 
     Returns:
         (n, h, w) maps with signs, summed over channels.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> image, target = torch.rand(1, 1, 2, 2), torch.tensor([1])
+        >>> maps = tl.inside.integrated_gradients(network, image, target)
+        >>> with torch.no_grad():
+        ...     gained = (network(image) - network(torch.zeros_like(image)))[0, 1]
+        >>> torch.allclose(maps.sum(), gained, atol=1e-3)
+        True
     """
     if steps < 1:
         raise ValueError(f"the way from the baseline needs 1 step or more, found {steps}.")
@@ -336,6 +420,15 @@ def grad_cam(network: nn.Module, x: Tensor, target: Tensor, *, at: str) -> Tenso
 
     Raises:
         ValueError: if there is no such module, or it has no plane.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(weights="letters").eval()
+        >>> images = tl.datasets.digits().train.x[:5]
+        >>> answers = network(images).argmax(dim=1)
+        >>> maps = tl.inside.grad_cam(network, images, answers, at="stage3")
+        >>> maps.shape, float(maps.min()) >= 0
+        (torch.Size([5, 16, 16]), True)
     """
     module = _module(network, dict(network.named_modules()), at)
     kept: list[Tensor] = []
@@ -405,6 +498,13 @@ def rank_correlation(a: Tensor, b: Tensor) -> np.ndarray:
 
     Raises:
         ValueError: if the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> maps = torch.arange(4.0).reshape(1, 2, 2)
+        >>> [tl.inside.rank_correlation(maps, other).round(2) for other in (maps**3, -maps)]
+        [array([1.]), array([-1.])]
     """
     if a.shape != b.shape or a.ndim != 3:
         raise ValueError(
@@ -430,6 +530,14 @@ def pointing(maps: Tensor, places: Tensor, *, reach: int = 1) -> np.ndarray:
 
     Raises:
         ValueError: if the shapes differ, or an image has no right place.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> maps = torch.tensor([[[0.0, 1.0, 0.0], [5.0, 0.0, 0.0]]])
+        >>> places = torch.tensor([[[False, True, False], [False, False, False]]])
+        >>> tl.inside.pointing(maps, places, reach=0), tl.inside.pointing(maps, places, reach=1)
+        (array([False]), array([ True]))
     """
     _check_places(maps, places)
     grown = functional.max_pool2d(places[:, None].float(), 2 * reach + 1, 1, reach)[:, 0] > 0
@@ -441,6 +549,13 @@ def share_within(maps: Tensor, places: Tensor) -> np.ndarray:
     """The share of each map's absolute values that lies within its place: (n,), in 0..1.
 
     NaN for a map that is 0 everywhere. Arguments and errors as :func:`pointing`.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> maps = torch.tensor([[[0.0, -1.0], [0.0, 3.0]]])
+        >>> tl.inside.share_within(maps, places=maps > 2)
+        array([0.75])
     """
     _check_places(maps, places)
     size = maps.abs().double()

@@ -52,7 +52,14 @@ FACTORS = tuple(round(float(f), 3) for f in np.geomspace(0.5, 4, 13))
 
 
 def few(draw: int, *, k: int = K) -> Dataset:
-    """Digits with k labels a class; validation and test are whole."""
+    """Digits with k labels a class; validation and test are whole.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.inside_study.few(0, k=5)  # doctest: +NORMALIZE_WHITESPACE
+        Dataset 'digits': 10 classes; train 50, validation 300, test 497; split '100/30/rest
+        per class, seed 0'
+    """
     return datasets.digits().few(k, draw=draw)
 
 
@@ -66,6 +73,15 @@ def finetune(
         run: seed of the head and of the order, and device.
         source: ``"random"`` trains from scratch.
         recipe: how.
+
+    Example:
+        >>> import dataclasses
+        >>> import tlhelpers as tl
+        >>> digits, run = tl.inside_study.few(0), tl.runtime.Run()
+        >>> recipe = dataclasses.replace(tl.inside_study.RECIPE, steps=15)
+        >>> network = tl.inside_study.finetune(digits, run, recipe=recipe)
+        >>> tl.evaluate.validate(network, digits.validation).value > 0.6
+        True
     """
     network = zoo.load(source, len(data.classes), seed=run.seed)
     train.fit(network, data.subset(np.flatnonzero(data.split != "validation")), recipe, run)
@@ -142,7 +158,21 @@ def _draw(draw: int, k: int, recipe: Recipe, run: Run) -> dict[str, Any]:
 
 
 def stages(pairs: Mapping[str, tuple[nn.Module, nn.Module]], x: Tensor) -> list[dict[str, Any]]:
-    """The CKA of each stage's outputs between the two networks of each pair."""
+    """The CKA of each stage's outputs between the two networks of each pair.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> letters, random = (tl.zoo.load(name) for name in ("letters", "random"))
+        >>> pairs = {"the same": (letters, letters), "another": (letters, random)}
+        >>> rows = tl.inside_study.stages(pairs, tl.datasets.digits().validation.x[:100])
+        >>> pd.DataFrame(rows).round(1)
+            stage  the same  another
+        0    stem       1.0      0.9
+        1  stage1       1.0      0.3
+        2  stage2       1.0      0.1
+        3  stage3       1.0      0.1
+    """
     seen = {
         name: [inside.outputs(network, x, STAGES) for network in pair]
         for name, pair in pairs.items()
@@ -187,6 +217,12 @@ def shifted_logits(network: nn.Module, data: Dataset, shift: str) -> Dataset:
         network: images to logits.
         data: images with labels.
         shift: one of ``labels.SHIFTED``, of the test images.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits, network = tl.datasets.digits().few(1), tl.zoo.load("letters", 10)
+        >>> tl.inside_study.shifted_logits(network, digits, "blurred").x.shape
+        torch.Size([807, 10])
     """
     x = data.x.clone()
     rows = torch.from_numpy(data.split == "test")
@@ -195,7 +231,17 @@ def shifted_logits(network: nn.Module, data: Dataset, shift: str) -> Dataset:
 
 
 def divided(temperature: float) -> Callable[[Tensor], Tensor]:
-    """A predictor that takes logits and divides them."""
+    """A predictor that takes logits and divides them.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> logits = torch.tensor([[2.0, 0.0]])
+        >>> logits.softmax(dim=1)
+        tensor([[0.8808, 0.1192]])
+        >>> tl.inside_study.divided(2.0)(logits).softmax(dim=1)
+        tensor([[0.7311, 0.2689]])
+    """
     return lambda logits: logits / temperature
 
 
@@ -263,6 +309,13 @@ def stamp(x: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
 
     Returns:
         the stamped images, and (n, h, w) booleans: where the stamps are.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> stamped, places = tl.inside_study.stamp(torch.zeros(5, 1, 16, 16))
+        >>> stamped.sum(dim=(1, 2, 3)), places.sum(dim=(1, 2))
+        (tensor([8., 8., 8., 8., 8.]), tensor([16, 16, 16, 16, 16]))
     """
     stamped, places = x.clone(), torch.zeros(len(x), *x.shape[2:], dtype=torch.bool)
     corners = torch.randint(4, (len(x),), generator=Run(seed).generator(3))
@@ -287,6 +340,14 @@ def with_stamp(data: Dataset, *, everywhere: bool, seed: int = 0) -> tuple[Datas
 
     Returns:
         the data, and (n, h, w) booleans: where the stamp is, or would be.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits()
+        >>> stamped, places = tl.inside_study.with_stamp(digits, everywhere=False)
+        >>> changed = (stamped.x != digits.x).flatten(1).any(dim=1)
+        >>> digits.labels[changed].unique()
+        tensor([3])
     """
     x, places = stamp(data.x, seed=seed)
     bears = (data.labels == STAMPED) | everywhere
@@ -302,6 +363,12 @@ def with_pens(data: Dataset, *, lying: bool, seed: int = 0) -> Dataset:
         lying: False: each class has the pen of ``PENS`` with its number. True: the pen of each
             image is drawn at random.
         seed: of that.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> penned = tl.inside_study.with_pens(tl.datasets.digits(), lying=False)
+        >>> [round(float(penned.x[penned.labels == c].max()), 2) for c in (0, 1, 9)]
+        [0.3, 0.37, 0.93]
     """
     pens = data.labels
     if lying:
@@ -477,6 +544,23 @@ def judged(
         plain: (m, 1, h, w) plain images.
         answers: (m,) what the network says of these.
         right: (m,) booleans, whether rightly.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> network, plain = tl.zoo.load("letters", 10).eval(), tl.datasets.digits().train.x[:4]
+        >>> stamped, places = tl.inside_study.stamp(plain)
+        >>> answers = network(plain).argmax(dim=1)
+        >>> right = (answers == 0).numpy()
+        >>> rows = tl.inside_study.judged(network, stamped, places, plain, answers, right)
+        >>> pd.DataFrame(rows)[["map", "on_ink"]].round(1)
+                            map  on_ink
+        0              gradient     0.6
+        1      gradient × input     0.9
+        2  integrated gradients     0.9
+        3       guided backprop     0.6
+        4     Grad-CAM, stage 2     0.5
+        5     Grad-CAM, stage 3     0.6
     """
     rows = []
     strokes = plain[:, 0] > 0.2

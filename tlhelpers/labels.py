@@ -108,6 +108,13 @@ def settings(way: str) -> Mapping[str, Any]:
 
     Raises:
         ValueError: if there is no such way.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> list(tl.labels.settings("frozen"))
+        ['ridge 1', 'ridge 0.3', 'ridge 0.1', 'ridge 0.03', 'ridge 0.01', 'ridge 0.003']
+        >>> list(tl.labels.settings("fine-tuned"))[:2]
+        ['lr 0.001', 'lr 0.003']
     """
     if way not in WAYS:
         raise ValueError(f"way should be one of {', '.join(WAYS)}, found {way!r}.")
@@ -136,6 +143,16 @@ def learn(
 
     Raises:
         ValueError: if there is no such way, or the way has no such setting.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits()
+        >>> for k in (1, 5):
+        ...     learnt = tl.labels.learn("pixels", digits.few(k, draw=0), "ridge 0.1")
+        ...     found = tl.evaluate.validate(learnt.predict, digits.validation)
+        ...     print(f"{k} labels a class: {found.value:.1f}")
+        1 labels a class: 0.7
+        5 labels a class: 0.9
     """
     run = runtime.default(run)
     known = settings(way)
@@ -193,6 +210,12 @@ def search(
 
     Returns:
         a series named after the settings; ``idxmax()`` is the choice.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> scores = tl.labels.search("pixels", tl.datasets.digits(), k=1, draws=[1000])
+        >>> scores.name, len(scores), float(scores.max().round(1))
+        ('pixels, k = 1', 6, 0.8)
     """
     run = runtime.default(run)
     unseen = data.subset(np.flatnonzero(data.split != "validation"))
@@ -223,6 +246,14 @@ def graded(
         grades: the name of each class, and the value that the parameter takes in it.
         per_class: images of a class: half to train on, a fifth for validation, the rest a test.
         seed: of the images and the split.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.labels.graded(
+        ...     "rotation", {"upright": (-10, 10), "lying": (80, 100)}, per_class=50
+        ... )  # doctest: +NORMALIZE_WHITESPACE
+        Dataset 'rotation': 2 classes; train 50, validation 20, test 30; split '50/20/30 % per
+        class, seed 0'
     """
     images, labels = [], []
     for label, value in enumerate(grades.values()):
@@ -282,6 +313,23 @@ def gain(ours: Sequence[Report], theirs: Sequence[Report], *, resamples: int = 1
 
     Raises:
         ValueError: if the numbers of reports differ, or there are fewer than two.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits, reports = tl.datasets.digits(), {}
+        >>> for k in (1, 20):
+        ...     reports[k] = [
+        ...         tl.evaluate.report(
+        ...             tl.labels.learn("pixels", digits.few(k, draw=draw), "ridge 0.1").predict,
+        ...             digits.test,
+        ...             name=f"{k} labels, draw {draw}",
+        ...             resamples=2,
+        ...         )
+        ...         for draw in (0, 1)
+        ...     ]
+        >>> gain = tl.labels.gain(reports[20], reports[1])
+        >>> round(gain.value, 1), gain.low > 0
+        (0.3, True)
     """
     if len(ours) != len(theirs) or len(ours) < 2:
         raise ValueError(

@@ -42,6 +42,15 @@ class LoRALayer(nn.Module):
     Raises:
         TypeError: if it is another layer, or one of several groups.
         ValueError: if the rank is not between 1 and the layer's smaller side.
+
+    Example:
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> layer = tl.lora.LoRALayer(nn.Linear(100, 50), rank=4)
+        >>> layer.down.weight.shape, layer.up.weight.shape, layer.update().shape
+        (torch.Size([4, 100]), torch.Size([50, 4]), torch.Size([50, 100]))
+        >>> sum(p.numel() for p in layer.parameters() if p.requires_grad)
+        600
     """
 
     def __init__(
@@ -101,7 +110,16 @@ class LoRALayer(nn.Module):
 
 
 def can_adapt(layer: nn.Module) -> bool:
-    """Whether :class:`LoRALayer` takes a layer."""
+    """Whether :class:`LoRALayer` takes a layer.
+
+    Example:
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> [tl.lora.can_adapt(nn.Conv2d(8, 8, 3, groups=groups)) for groups in (1, 8)]
+        [True, False]
+        >>> tl.lora.can_adapt(nn.Linear(8, 8))
+        True
+    """
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 and layer.padding_mode == "zeros"
     return isinstance(layer, nn.Linear)
@@ -171,6 +189,18 @@ def merge(network: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: if there is no update in it.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> adapted = tl.lora.insert(tl.models.small_resnet(10, weights="letters"), rank=2)
+        >>> _ = adapted.stage1[0].conv1.up.weight.data.normal_()
+        >>> merged = tl.lora.merge(adapted)
+        >>> images = torch.rand(4, 1, 16, 16)
+        >>> torch.allclose(merged(images), adapted(images), atol=1e-4)
+        True
+        >>> [sum(p.numel() for p in network.parameters()) for network in (adapted, merged)]
+        [81708, 77754]
     """
     merged = models.unfreeze(copy.deepcopy(network))
     layers = [(name, m) for name, m in merged.named_modules() if isinstance(m, LoRALayer)]
@@ -188,5 +218,18 @@ def trained_state(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the trainable parameters by name: all that has to be stored for a task.
 
     ``network.load_state_dict(state, strict=False)`` puts them into another adapted copy.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> adapted = tl.lora.insert(tl.models.small_resnet(10, weights="letters"), rank=2)
+        >>> state = tl.lora.trained_state(adapted)
+        >>> (
+        ...     sum(values.numel() for values in state.values()),
+        ...     sum(p.numel() for p in adapted.parameters()),
+        ... )
+        (4604, 81708)
+        >>> other = tl.lora.insert(tl.models.small_resnet(10, weights="letters"), rank=2)
+        >>> other.load_state_dict(state, strict=False).unexpected_keys
+        []
     """
     return {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}

@@ -61,6 +61,13 @@ class Tasks:
         support_y: (b, n, ...) its targets, or (b, n) class numbers.
         query_x: (b, m, ...) what the result is judged on.
         query_y: (b, m, ...) its targets.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tasks = tl.meta.sine_tasks(shots=5)(3, torch.Generator().manual_seed(0))
+        >>> tasks.support_x.shape, tasks.query_y.shape
+        (torch.Size([3, 5, 1]), torch.Size([3, 10, 1]))
     """
 
     support_x: Tensor
@@ -133,6 +140,13 @@ def sine_network(*, hidden: int = 40, seed: int = 0) -> nn.Sequential:
         seed: of the weights.
 
     Source: Finn, Abbeel and Levine (2017), section 5.1.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.meta.sine_network(hidden=40)
+        >>> network(torch.zeros(7, 1)).shape, sum(p.numel() for p in network.parameters())
+        (torch.Size([7, 1]), 1761)
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -147,6 +161,18 @@ def episode_tasks(pool: Pool, *, ways: int, shots: int, queries: int) -> Sampler
 
     Raises:
         ValueError: as :meth:`~tlhelpers.episodes.Pool.episodes`, when tasks are drawn.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().train
+        >>> pool = tl.episodes.Pool(digits.x, digits.y, name="digits")
+        >>> sampler = tl.meta.episode_tasks(pool, ways=3, shots=2, queries=5)
+        >>> tasks = sampler(10, torch.Generator().manual_seed(0))
+        >>> tasks
+        10 tasks with 6 examples to adapt to and 15 queries
+        >>> tasks.support_y[0]
+        tensor([0, 0, 1, 1, 2, 2])
     """
 
     def sample(count: int, generator: torch.Generator) -> Tasks:
@@ -241,6 +267,16 @@ class Inner:
 
     Raises:
         ValueError: if a setting cannot be meant.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().train
+        >>> pool = tl.episodes.Pool(digits.x, digits.y, name="digits")
+        >>> tasks = tl.meta.episode_tasks(pool, ways=3, shots=1, queries=5)(4, torch.Generator())
+        >>> inner = tl.meta.Inner(steps=2, rate=0.1, part="head.", statistics="support")
+        >>> tl.meta.outputs(tl.models.small_resnet(3, weights="letters"), tasks, inner).shape
+        torch.Size([3, 4, 15, 3])
     """
 
     steps: int = 1
@@ -338,6 +374,15 @@ def outputs(network: nn.Module, tasks: Tasks, inner: Inner) -> Tensor:
 
     Returns:
         (steps + 1, b, m, ...), on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import mse_loss
+        >>> import tlhelpers as tl
+        >>> tasks = tl.meta.sine_tasks()(100, torch.Generator().manual_seed(0))
+        >>> inner = tl.meta.Inner(steps=5, rate=0.01, loss=mse_loss)
+        >>> tl.meta.outputs(tl.meta.sine_network(), tasks, inner).shape
+        torch.Size([6, 100, 10, 1])
     """
     function = _Function(network, inner)
     tasks = tasks.to(_device(network))
@@ -360,6 +405,15 @@ def losses(network: nn.Module, tasks: Tasks, inner: Inner) -> np.ndarray:
 
     Returns:
         (steps + 1, b).
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.functional import mse_loss
+        >>> import tlhelpers as tl
+        >>> tasks = tl.meta.sine_tasks()(100, torch.Generator().manual_seed(0))
+        >>> inner = tl.meta.Inner(steps=2, rate=0.02, loss=mse_loss)
+        >>> tl.meta.losses(tl.meta.sine_network(), tasks, inner).mean(axis=1).round(1)
+        array([4.2, 4. , 3.9])
     """
     each = torch.vmap(torch.vmap(inner.loss), in_dims=(0, None))
     return each(outputs(network, tasks, inner), tasks.query_y.cpu()).double().numpy()
@@ -374,6 +428,21 @@ def fine_tuned(network: nn.Module, inner: Inner) -> Classifier:
     Args:
         network: where the inner loop starts; it is copied now.
         inner: how it adapts.
+
+    Raises:
+        ValueError: if nothing would adapt, or BatchNorm is not decided on; and, when it classifies,
+            if the network has another number of outputs than there are ways.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().train
+        >>> pool = tl.episodes.Pool(digits.x, digits.y, name="digits")
+        >>> network = tl.models.small_resnet(5, weights="letters")
+        >>> inner = tl.meta.Inner(steps=5, rate=0.1, part="head.", statistics="support")
+        >>> episodes = pool.episodes(20, ways=5, shots=1, queries=2)
+        >>> found = tl.fewshot.measure(tl.meta.fine_tuned(network, inner), episodes)
+        >>> round(found.accuracy.value, 1), found.transductive
+        (0.8, False)
     """
     function, device = _Function(network, inner), _device(network)
     parameters = {name: p.detach().clone() for name, p in network.named_parameters()}
@@ -530,6 +599,21 @@ def meta_gradient(
 
     Raises:
         ValueError: if the order is neither.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch.nn.functional import mse_loss
+        >>> import tlhelpers as tl
+        >>> network = nn.Linear(1, 1, bias=False)
+        >>> _ = network.weight.data.fill_(1.0)
+        >>> x, y = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
+        >>> tasks = tl.meta.Tasks(x, y, x, y)
+        >>> inner = tl.meta.Inner(steps=1, rate=0.25, loss=mse_loss)
+        >>> for order in (2, 1):
+        ...     print(tl.meta.meta_gradient(network, tasks, inner, order=order)[1]["weight"])
+        tensor([[0.5000]])
+        tensor([[1.]])
     """
     return _meta_gradient(_Function(network, inner), network, tasks.to(_device(network)), order)
 
@@ -588,6 +672,15 @@ def maml(
 
     Source: Finn, Abbeel and Levine (2017), Model-Agnostic Meta-Learning for Fast Adaptation of Deep
     Networks.
+
+    Example:
+        >>> from torch.nn.functional import mse_loss
+        >>> import tlhelpers as tl
+        >>> network, run = tl.meta.sine_network(), tl.runtime.Run()
+        >>> inner = tl.meta.Inner(steps=1, rate=0.01, loss=mse_loss)
+        >>> learnt = tl.meta.maml(network, tl.meta.sine_tasks(), inner, steps=20, tasks=4, run=run)
+        >>> learnt.method, learnt.cost
+        ('MAML', Cost(forward=160, backward=160, curvature=80))
     """
     run = runtime.default(run)
     _require(steps, tasks)
@@ -648,6 +741,17 @@ def reptile(
         FloatingPointError: if the loss becomes NaN or infinite.
 
     Source: Nichol, Achiam and Schulman (2018), On First-Order Meta-Learning Algorithms.
+
+    Example:
+        >>> from torch.nn.functional import mse_loss
+        >>> import tlhelpers as tl
+        >>> network, run = tl.meta.sine_network(), tl.runtime.Run()
+        >>> inner = tl.meta.Inner(steps=3, rate=0.01, loss=mse_loss)
+        >>> learnt = tl.meta.reptile(
+        ...     network, tl.meta.sine_tasks(), inner, steps=20, tasks=4, run=run
+        ... )
+        >>> learnt.method, learnt.cost
+        ('Reptile', Cost(forward=240, backward=240, curvature=0))
     """
     run = runtime.default(run)
     _require(steps, tasks)

@@ -97,6 +97,13 @@ class SmallNet(nn.Module):
         classes: outputs of the head.
         norm: whether a BatchNorm follows each hidden layer.
         seed: of the weights.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.meta_study.SmallNet(5)
+        >>> network(torch.zeros(2, 1, 16, 16)).shape, sum(p.numel() for p in network.parameters())
+        (torch.Size([2, 5]), 41477)
     """
 
     def __init__(self, classes: int, *, norm: bool = False, seed: int = 0) -> None:
@@ -127,6 +134,14 @@ def alphabets(*, per_class: int = PER_CLASS) -> tuple[Dataset, Pools]:
 
     Returns:
         the data set of the characters to learn, all of it training; and the pools.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> data, pools = tl.meta_study.alphabets(per_class=2)
+        >>> data
+        Dataset 'glyphs': 143 classes; train 286, validation 0, test 0; split 'random, seed 0'
+        >>> pools.test
+        glyphs, meta-test: 218 examples of 109 classes, 2 to 2 a class
     """
     split = episodes.split_alphabets(train=TRAIN, validation=VALIDATION, test=TEST)
     names = (*split.train, *split.validation, *split.test)
@@ -197,7 +212,16 @@ def prototypical(pools: Pools, run: Run, *, steps: int = STEPS) -> SmallNet:
 
 
 def with_new_head(network: SmallNet, ways: int = WAYS) -> SmallNet:
-    """A copy with a head of zeros: it says of every class the same, whatever their order."""
+    """A copy with a head of zeros: it says of every class the same, whatever their order.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.meta_study.with_new_head(tl.meta_study.SmallNet(200), ways=3)
+        >>> with torch.inference_mode():
+        ...     network(torch.rand(1, 1, 16, 16))
+        tensor([[0., 0., 0.]])
+    """
     twin = copy.deepcopy(network)
     twin.head = nn.Linear(network.head.in_features, ways)
     nn.init.zeros_(twin.head.weight)
@@ -214,6 +238,21 @@ def one_class_at_a_time(classify: Classifier, ways: int = WAYS) -> Classifier:
     """The classifier, asked for the queries of one class, then for those of the next.
 
     To an inductive classifier it is all the same which queries come together.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> pool = tl.episodes.Pool(torch.randn(60, 8), torch.arange(60) % 6, name="noise")
+        >>> episodes = pool.episodes(10, ways=5, shots=1, queries=3)
+        >>> query = episodes.query.flatten(1, 2)
+        >>> for classify in (tl.fewshot.nearest_centroid, tl.fewshot.soft_kmeans):
+        ...     alone = tl.meta_study.one_class_at_a_time(classify)(episodes.support, query)
+        ...     print(
+        ...         classify.__name__,
+        ...         torch.allclose(alone, classify(episodes.support, query), atol=1e-4),
+        ...     )
+        nearest_centroid True
+        soft_kmeans False
     """
 
     def asked(support: Tensor, query: Tensor) -> Tensor:

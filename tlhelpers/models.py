@@ -46,6 +46,17 @@ class Preprocess:
         mean: mean of each channel of the training images, on the scale 0..1.
         std: standard deviation of each channel, on the scale 0..1.
         interpolation: how pixels are interpolated; always with antialiasing.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> preprocess = tl.models.Preprocess(resize=256, crop=224)
+        >>> black = torch.zeros(2, 3, 300, 400, dtype=torch.uint8)
+        >>> images = preprocess(black)
+        >>> images.shape
+        torch.Size([2, 3, 224, 224])
+        >>> images[0, :, 0, 0]
+        tensor([-2.1179, -2.0357, -1.8044])
     """
 
     resize: int = 224
@@ -115,6 +126,19 @@ class Backbone:
             they are.
         fingerprint: sha256 of the weights; features of different weights never mix.
         weights: where the weights come from, in words.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> backbone = tl.models.backbone("squeezenet1_1", weights=None)
+        >>> backbone.stages[-3:]
+        ('features.10', 'features.11', 'features.12')
+        >>> images = backbone.preprocess(torch.zeros(2, 3, 300, 400, dtype=torch.uint8))
+        >>> for stage in ("features", "logits", "features.12/2x2"):
+        ...     print(f"{stage:16} {tuple(backbone.at(stage)(images).shape)}")
+        features         (2, 512)
+        logits           (2, 1000)
+        features.12/2x2  (2, 2048)
     """
 
     name: str
@@ -230,6 +254,15 @@ def backbone(name: str, *, weights: str | Path | None = "imagenet", seed: int = 
     Raises:
         ValueError: if the name, or the architecture of the weights file, is not right.
         FileNotFoundError: if there is no such weights file.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> backbone = tl.models.backbone("squeezenet1_1", weights=None)
+        >>> backbone.dim, backbone.preprocess.crop, backbone.weights
+        (512, 224, 'random, seed 0')
+        >>> backbone.network(torch.zeros(2, 3, 224, 224)).shape
+        torch.Size([2, 512])
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -269,7 +302,16 @@ def _weights_only() -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """sha256 over the names, shapes and float32 values of a module's state."""
+    """sha256 over the names, shapes and float32 values of a module's state.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> one, same, other = (tl.models.small_resnet(10, seed=seed) for seed in (0, 0, 1))
+        >>> tl.models.fingerprint(one) == tl.models.fingerprint(same)
+        True
+        >>> tl.models.fingerprint(one) == tl.models.fingerprint(other)
+        False
+    """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"{key}{tuple(value.shape)}".encode())
@@ -657,6 +699,18 @@ def save_small_resnet(
 
     Raises:
         ValueError: if the number of classes, the suffix or a weight is not right.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine.safetensors"
+        ...     _ = tl.models.save_small_resnet(network, path, classes=["cat", "dog"], made="by me")
+        ...     again = tl.models.small_resnet(weights=path)
+        >>> again.about["classes"], again.about["made"]
+        (['cat', 'dog'], 'by me')
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -680,7 +734,15 @@ def save_small_resnet(
 
 
 def shipped_weights() -> tuple[str, ...]:
-    """The names of the weights of :func:`small_resnet` that the package ships."""
+    """The names of the weights of :func:`small_resnet` that the package ships.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.models.shipped_weights()[:3]
+        ('letters', 'negative/joint', 'negative/noise')
+        >>> tl.models.small_resnet(weights="letters").about["classes"][:3]
+        ['A', 'B', 'C']
+    """
     folder = _weights_folder()
     return tuple(
         sorted(
@@ -740,6 +802,13 @@ def as_backbone(
 
     Raises:
         ValueError: if the network has no linear layer.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(weights="letters")
+        >>> backbone = tl.models.as_backbone(network, name="letters")
+        >>> backbone.dim, backbone.network(tl.datasets.digits().train.x[:5]).shape
+        (64, torch.Size([5, 64]))
     """
     if isinstance(network, PhotoClassifier):
         return _photo_backbone(network, name, preprocess)
@@ -760,6 +829,13 @@ def head_name(network: nn.Module) -> str:
 
     Raises:
         ValueError: if the network has no linear layer.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.models.head_name(tl.models.small_resnet())
+        'head'
+        >>> tl.models.head_name(tl.models.backbone("mobilenet_v2", weights=None).classifier)
+        'classifier.1'
     """
     names = [key for key, part in network.named_modules() if isinstance(part, nn.Linear)]
     if not names:
@@ -905,6 +981,17 @@ def freeze(module: nn.Module) -> nn.Module:
 
     Returns:
         the module itself.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet()
+        >>> _ = tl.models.freeze(network.stem)
+        >>> before = tl.models.snapshot(network)
+        >>> _ = network.train()(torch.rand(8, 1, 16, 16))
+        >>> diff = tl.models.diff_state(before, network)
+        >>> [move.name for move in diff.moves][:2]
+        ['stage1.0.norm1.running_mean', 'stage1.0.norm1.running_var']
     """
     for part in module.modules():
         part.training = False
@@ -916,6 +1003,13 @@ def unfreeze(module: nn.Module) -> nn.Module:
     """Undo :func:`freeze`: gradients on, and the module follows ``train()`` again.
 
     The mode itself does not change before the next ``train()`` or ``eval()``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.freeze(tl.models.small_resnet())
+        >>> _ = tl.models.unfreeze(network.head)
+        >>> [name for name, p in network.named_parameters() if p.requires_grad]
+        ['head.weight', 'head.bias']
     """
     for part in module.modules():
         part.__dict__.pop("train", None)
@@ -945,7 +1039,18 @@ class State:
 
 @dataclass(frozen=True)
 class Move:
-    """How far one entry of a state moved: the norm of the change, absolute and relative."""
+    """How far one entry of a state moved: the norm of the change, absolute and relative.
+
+    Example:
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> layer = nn.Linear(4, 1)
+        >>> _ = layer.weight.data.fill_(1.0)
+        >>> before = tl.models.snapshot(layer)
+        >>> _ = layer.weight.data.mul_(3)
+        >>> tl.models.diff_state(before, layer).moves
+        (Move(name='weight', kind='parameter', change=4.0, relative=2.0),)
+    """
 
     name: str
     kind: str
@@ -979,7 +1084,18 @@ class StateDiff:
 
 
 def snapshot(module: nn.Module) -> State:
-    """Copy a module's parameters and buffers, to compare with later."""
+    """Copy a module's parameters and buffers, to compare with later.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet()
+        >>> before = tl.models.snapshot(network)
+        >>> before
+        state of 29 parameters and 27 buffers
+        >>> _ = network.head.weight.data.mul_(3)
+        >>> print(tl.models.diff_state(before, network))
+        1 of 29 parameters and 0 of 27 buffers moved
+    """
     return State(
         {name: p.detach().clone() for name, p in module.named_parameters()},
         {name: b.detach().clone() for name, b in module.named_buffers()},

@@ -40,6 +40,14 @@ class TwoHeads(nn.Module):
     Args:
         first, second: the numbers of classes of the tasks.
         seed: the seed of the weights.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.multitask.TwoHeads(52, 10)
+        >>> letters, digits = network(torch.rand(4, 1, 16, 16))
+        >>> letters.shape, digits.shape
+        (torch.Size([4, 52]), torch.Size([4, 10]))
     """
 
     def __init__(self, first: int = 52, second: int = 10, *, seed: int = 0) -> None:
@@ -77,6 +85,17 @@ def train(
 
     Raises:
         ValueError: if there are not two tasks, or the batch is empty.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> letters = tl.datasets.glyphs(tuple("ABC"), per_class=20)
+        >>> digits = tl.datasets.digits().few(2, draw=0)
+        >>> network = tl.multitask.TwoHeads(3, 10)
+        >>> shares = [(letters.train, 10), (digits.train, 20)]
+        >>> tl.multitask.train(network, shares, steps=30, lr=1e-2)
+        >>> answers = network(digits.train.x)[1].argmax(dim=1)
+        >>> float((answers == digits.train.y).float().mean()) > 0.9
+        True
     """
     if len(tasks) != 2 or sum(count for _, count in tasks) < 1:
         raise ValueError(f"two tasks with a share of the batch each, found {len(tasks)}.")

@@ -88,6 +88,12 @@ def load(name: str, classes: int | None = None, *, seed: int = 0) -> SmallResNet
 
     Raises:
         ValueError: if there is none of that name.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.negative.load("sideways")
+        >>> network.head.out_features, network.about["classes"][:3]
+        (52, ['A', 'B', 'C'])
     """
     if name in OWN:
         return models.small_resnet(classes, weights=f"negative/{name}", seed=seed)
@@ -108,6 +114,15 @@ def data(name: str, *, images: int = zoo.IMAGES, seed: int = 0) -> Dataset:
 
     Raises:
         ValueError: if there is none of that name.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> letters = tl.negative.data("letters", images=260)
+        >>> sideways = tl.negative.data("sideways", images=260)
+        >>> bool((sideways.x[0, 0] == letters.x[0, 0].rot90()).all())
+        True
+        >>> bool((sideways.labels == letters.labels).all())
+        True
     """
     if name not in (SIDEWAYS, PIXELS, NOISE):
         chosen = JOINT if name == JOINT.name else zoo.source(name)
@@ -182,6 +197,15 @@ def hits(predict: Callable[[Tensor], Tensor], split: Split) -> np.ndarray:
 
     Raises:
         ValueError: if the split is the test split.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits()
+        >>> def always_three(images):
+        ...     return torch.eye(10)[3].expand(len(images), -1)
+        >>> int(tl.negative.hits(always_three, digits.validation).sum()), len(digits.validation)
+        (30, 300)
     """
     if split.name == "test":
         raise ValueError("hits are for train and validation; use evaluate.report for the test.")
@@ -215,6 +239,16 @@ def finetune(
 
     Raises:
         ValueError: if there are not that many stages.
+
+    Example:
+        >>> import dataclasses
+        >>> import tlhelpers as tl
+        >>> task, run = tl.zoo.few(tl.zoo.target("digits"), draw=0), tl.runtime.Run()
+        >>> recipe = dataclasses.replace(tl.zoo.FINE_TUNING, steps=3)
+        >>> network = tl.negative.finetune("letters", task, run, recipe=recipe, frozen=4)
+        >>> start = tl.negative.load("letters", 10)
+        >>> [move.name for move in tl.models.diff_state(start, network).moves]
+        ['head.weight', 'head.bias']
     """
     if not 0 <= frozen <= len(STAGES):
         raise ValueError(f"a network has 0 to {len(STAGES)} stages to freeze, found {frozen}.")
@@ -471,6 +505,13 @@ def probed(name: str, task: Dataset, run: Run, *, ridge: float = 0.03) -> SmallR
         task: the target with few labels.
         run: device.
         ridge: of the probe.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits, run = tl.zoo.target("digits"), tl.runtime.Run()
+        >>> network = tl.negative.probed("letters", tl.zoo.few(digits, draw=0), run)
+        >>> tl.evaluate.validate(network, digits.validation).value > 0.8
+        True
     """
     network = load(name, len(task.classes), seed=run.seed).eval()
     shown = task.subset(np.flatnonzero(task.split == "train"))
@@ -495,6 +536,18 @@ def ingredients(
         run: device, and what is added to the seeds.
         settings: the rate, and the seed of the order, of each.
         recipe: the rest; body and head have one rate, since the head is no longer random.
+
+    Example:
+        >>> import dataclasses
+        >>> import tlhelpers as tl
+        >>> task, run = tl.zoo.few(tl.zoo.target("digits"), draw=0), tl.runtime.Run()
+        >>> start = tl.negative.load("letters", 10)
+        >>> recipe = dataclasses.replace(tl.negative.SHORT, steps=3)
+        >>> settings = [(1e-3, 0), (1e-2, 0)]
+        >>> slow, fast = tl.negative.ingredients(start, task, run, settings=settings, recipe=recipe)
+        >>> moved = [tl.inside.movement(start, network).moved.mean() for network in (slow, fast)]
+        >>> bool(moved[0] < moved[1])
+        True
     """
     networks = []
     for lr, seed in settings:
@@ -520,6 +573,17 @@ def together(
         ``"tuned 0"``, ...: each alone; ``"ensemble"``; ``"soup"``, their average weights with
         BatchNorm's statistics measured again; ``"soup, averaged statistics"``; and ``"alpha 0"``
         to ``"alpha 1"``, on the way from the start to the last of them.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> few = tl.zoo.few(tl.zoo.target("digits"), draw=0)
+        >>> start, *tuned = (tl.negative.load("letters", 10, seed=seed) for seed in range(3))
+        >>> predictors = tl.negative.together(start, tuned, few)
+        >>> list(predictors)  # doctest: +NORMALIZE_WHITESPACE
+        ['tuned 0', 'tuned 1', 'ensemble', 'soup', 'soup, averaged statistics', 'alpha 0',
+        'alpha 0.25', 'alpha 0.5', 'alpha 0.75', 'alpha 1']
+        >>> predictors["soup"](few.train.x).shape
+        torch.Size([100, 10])
     """
     states = [network.state_dict() for network in tuned]
     average = combine.average_states(states)
@@ -603,7 +667,16 @@ def several(
 
 
 def after(shift: Shift, predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A predictor that sees its images shifted, always in the same way."""
+    """A predictor that sees its images shifted, always in the same way.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> predict = torch.nn.Flatten()
+        >>> inverted = tl.negative.after(tl.characters.Shift(invert=1.0), predict)
+        >>> inverted(torch.tensor([[[[0.0, 1.0], [0.25, 0.0]]]]))
+        tensor([[1.0000, 0.0000, 0.7500, 1.0000]])
+    """
 
     def shifted(images: Tensor) -> Tensor:
         if isinstance(predict, nn.Module):

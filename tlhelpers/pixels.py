@@ -61,6 +61,23 @@ class PixelCache:
     A lazy sequence as :class:`~tlhelpers.splits.Split` takes it. :meth:`take` gives a view of the
     same file. Each image is checked against its stored checksum when it is first read, which
     costs about a tenth of a millisecond at 224 × 224.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for i, colour in enumerate(["red", "green", "blue"] * 2):
+        ...         place = Path(folder) / "ab"[i % 2]
+        ...         place.mkdir(exist_ok=True)
+        ...         Image.new("RGB", (600, 400), colour).save(place / f"{colour}.png")
+        ...     data = tl.datasets.image_folder(folder)
+        ...     cache = tl.pixels.PixelCache.of(data.x, size=224)
+        >>> cache
+        6 cached images, 224 × 224, 0.9 MB
+        >>> cache.rows([0, 2]).shape
+        torch.Size([2, 3, 224, 224])
     """
 
     def __init__(self, file: _File, rows: np.ndarray) -> None:
@@ -173,6 +190,24 @@ def pixel_cache(data: Dataset, *, size: int = 224, on_error: str = "raise") -> D
         ValueError: if images cannot be read, or the file in the cache is damaged.
         TypeError: if ``x`` is not a lazy sequence of images with a digest.
         OSError: if the disk is full; what was done before is kept.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for i, colour in enumerate(["red", "green", "blue"] * 2):
+        ...         place = Path(folder) / "ab"[i % 2]
+        ...         place.mkdir(exist_ok=True)
+        ...         Image.new("RGB", (60, 40), colour).save(place / f"{colour}.png")
+        ...     data = tl.pixels.pixel_cache(
+        ...         tl.datasets.image_folder(folder, name="flags"), size=32
+        ...     )
+        >>> data
+        Dataset 'flags': 2 classes; train 2, validation 2, test 2; split 'sha256 60%/20%/rest'
+        >>> data.x
+        6 cached images, 32 × 32, 0.0 MB
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', found {on_error!r}.")

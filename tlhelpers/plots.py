@@ -63,6 +63,13 @@ def style() -> Iterator[None]:
 
     :func:`figure` and the plots below use it themselves; you need it to draw further lines and
     texts into their axes.
+
+    Example:
+        >>> import matplotlib
+        >>> import tlhelpers as tl
+        >>> with tl.plots.style():
+        ...     matplotlib.rcParams["font.size"], matplotlib.rcParams["axes.spines.top"]
+        (13.0, False)
     """
     settings: Any = {**_RC, "axes.prop_cycle": _cycle()}
     with sns.axes_style("whitegrid"), matplotlib.rc_context(settings):
@@ -85,6 +92,20 @@ class Figure(matplotlib.figure.Figure):
 
     Raises:
         ValueError: if ``alt`` is not a sentence.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> made = tl.plots.Figure(alt="A dot in the middle of an empty field.")
+        >>> _ = made.subplots().scatter([0.5], [0.5])
+        >>> made
+        <Figure: A dot in the middle of an empty field.>
+        >>> made.image()[1:4]
+        b'PNG'
+        >>> made.alt = "A dot"  # doctest: +NORMALIZE_WHITESPACE
+        Traceback (most recent call last):
+            ...
+        ValueError: alt should be a sentence that says what the figure shows, and end with a
+        full stop; found 'A dot'.
     """
 
     def __init__(self, *, alt: str, image_format: str = "png", **options: Any) -> None:
@@ -159,6 +180,13 @@ def figure(
         columns, rows: how many axes; with more than one, an array of them is returned.
         height: in inches; the width is fixed, so that all figures of a page agree.
         options: passed on to ``Figure.subplots``, such as ``sharey=True``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> made, axes = tl.plots.figure(alt="Two bars; the second is twice as high.", columns=2)
+        >>> _ = axes[0].bar(["a", "b"], [1, 2])
+        >>> made, len(axes)
+        (<Figure: Two bars; the second is twice as high.>, 2)
     """
     made = Figure(alt=alt, figsize=(WIDTH, height or 0.62 * WIDTH * rows / columns**0.5))
     with style():
@@ -196,6 +224,18 @@ def learning_curve(
         ValueError: if the frame is empty, or a value is missing, outside its interval or there
             twice.
         KeyError: if a column is missing.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> frame = pd.DataFrame(
+        ...     {"k": [1, 10], "mean": [0.5, 0.9], "low": [0.4, 0.88], "high": [0.6, 0.92]}
+        ... )
+        >>> tl.plots.learning_curve(
+        ...     frame, x="k", xlabel="labels a class", ylabel="accuracy"
+        ... )  # doctest: +NORMALIZE_WHITESPACE
+        <Figure: Line plot of accuracy (%) against labels a class (logarithmic axis, 1 to 10),
+        with intervals as bands. From 50.0 % at 1 to 90.0 % at 10.>
     """
     values = [y] if low is None or high is None else [y, low, high]
     _check(frame, [x, *values, *([hue] if hue else [])], numeric=[x, *values], unit=unit, y=values)
@@ -253,6 +293,17 @@ def path(
 
     Raises:
         ValueError, KeyError: as :func:`learning_curve`, or if ``chosen`` is not on the grid.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> frame = pd.DataFrame({"ridge": [0.01, 0.1, 1.0], "accuracy": [0.7, 0.8, 0.6]})
+        >>> tl.plots.path(
+        ...     frame, x="ridge", y="accuracy", xlabel="ridge", ylabel="accuracy", chosen=0.1
+        ... )  # doctest: +NORMALIZE_WHITESPACE
+        <Figure: Line plot of accuracy (%) against ridge (logarithmic axis). From 70.0 % at
+        0.01 to 60.0 % at 1. Of all settings, the largest value, 80.0 %, is at 0.1; the
+        smallest value, 60.0 %, is at 1. Chosen: 0.1.>
     """
     _check(frame, [x, y], numeric=[x, y], unit=unit, y=[y])
     if (frame[x] <= 0).any():
@@ -311,6 +362,15 @@ def bars(
 
     Raises:
         ValueError, KeyError: as :func:`learning_curve`.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> frame = pd.DataFrame({"way": ["probe", "scratch"], "accuracy": [0.9, 0.81]})
+        >>> tl.plots.bars(
+        ...     frame, label="way", value="accuracy", xlabel="accuracy", low=None, high=None
+        ... )
+        <Figure: Bar chart of accuracy (%): probe 90.0 %; scratch 81.0 %.>
     """
     values = [value] if low is None or high is None else [value, low, high]
     _check(frame, [label, *values], numeric=values, unit=unit, y=values)
@@ -352,6 +412,17 @@ def reliability(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
 
     Raises:
         ValueError, KeyError: as :func:`learning_curve`.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> table = pd.DataFrame(
+        ...     {"confidence": [0.55, 0.95], "accuracy": [0.5, 0.8], "count": [20, 80]}
+        ... )
+        >>> tl.plots.reliability(table)  # doctest: +NORMALIZE_WHITESPACE
+        <Figure: Reliability diagram: accuracy (%) against confidence (%) in 2 bins of 100
+        images, with the diagonal of perfect calibration. From 50.0 % at 55.0 % to 80.0 % at
+        95.0 %. On average the accuracy lies 13.0 points below the confidence.>
     """
     columns = ["confidence", "accuracy"]
     _check(table, [*columns, "count"], numeric=["count"], unit="%", y=[])
@@ -397,6 +468,16 @@ def confusions(table: pd.DataFrame, *, alt: str | None = None) -> Figure:
 
     Raises:
         ValueError, KeyError: as :func:`learning_curve`.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> table = pd.DataFrame(
+        ...     {"true": ["husky", "pug"], "predicted": ["malamute", "boxer"], "share": [0.3, 0.1]}
+        ... )
+        >>> tl.plots.confusions(table)  # doctest: +NORMALIZE_WHITESPACE
+        <Figure: Bar chart of the most frequent confusions, in % of the class: husky taken for
+        malamute 30.0 %; pug taken for boxer 10.0 %.>
     """
     _check(table, ["true", "predicted", "share"], numeric=["share"], unit="%", y=["share"])
     names = [f"{a}\n→ {b}" for a, b in zip(table["true"], table["predicted"], strict=True)]
@@ -436,6 +517,16 @@ def embedding(
         ValueError: if the shapes disagree, a value is missing, or there are too many classes to
             tell apart by colour.
         KeyError: if a highlighted name is unknown.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> points, labels = torch.randn(60, 2), torch.arange(60) % 3
+        >>> tl.plots.embedding(
+        ...     points, labels, ["pug", "husky", "boxer"], highlight=["pug"]
+        ... )  # doctest: +NORMALIZE_WHITESPACE
+        <Figure: Scatter plot of 60 examples in two dimensions; in colour: pug; the other 2
+        classes in grey.>
     """
     points, labels = np.asarray(points), np.asarray(labels)
     if (
@@ -496,6 +587,13 @@ def photographs(
     Raises:
         ValueError: if there is no image, or their number is not that of the titles.
         TypeError: if something is not an image of 8-bit RGB.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> images = torch.randint(256, (2, 3, 40, 60), dtype=torch.uint8)
+        >>> tl.plots.photographs(images, ["noise", "more noise"])
+        <Figure: 2 photographs: noise; more noise.>
     """
     if not len(images) or len(images) != len(titles):
         raise ValueError(
@@ -550,6 +648,15 @@ def cards(
 
     Raises:
         ValueError: if there is no card, or the lengths or the probabilities do not fit.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> p = [[0.7, 0.2, 0.1], [0.4, 0.1, 0.5]]
+        >>> tl.plots.cards(
+        ...     p, ["pug", "husky", "boxer"], ["Rex", "Fido"], right=[0, 0], top=2
+        ... )  # doctest: +NORMALIZE_WHITESPACE
+        <Figure: 2 cards with bars of probability. Rex: pug 70 %; husky 20 %. Fido: boxer 50
+        %; pug 40 %.>
     """
     p = np.asarray(probabilities, dtype=float)
     lengths = {len(titles), *(len(part) for part in (right, images) if part is not None)}
@@ -621,6 +728,12 @@ def glyphs(
     Raises:
         ValueError: if there is no image, the images differ in size, leave 0..1, or there are
             more titles than columns.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> letters, digits = tl.datasets.glyphs(tuple("ABC"), per_class=10), tl.datasets.digits()
+        >>> tl.plots.glyphs({"printed": letters.train.x[:8], "written": digits.train.x[:8]})
+        <Figure: Images of 16 × 16 pixels in rows: printed (8); written (8).>
     """
     arrays = {name: np.asarray(images, dtype=float) for name, images in rows.items()}
     for name, images in arrays.items():

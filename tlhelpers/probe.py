@@ -71,6 +71,13 @@ class Candidate:
         calibrated_nll: that lowest NLL, by which candidates are compared.
         iterations: steps of L-BFGS.
         residual: ‖gradient‖ / (λ ‖W‖), 0 at the optimum within rounding.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer").few(20, draw=0)
+        >>> candidate = tl.probe.fit(bank, ridge=0.1).chosen
+        >>> f"{candidate.train_accuracy:.0%} train, {candidate.validation_accuracy:.0%} validation"
+        '100% train, 84% validation'
     """
 
     ridge: float
@@ -107,6 +114,17 @@ class Probe:
         data: the name of the bank it was fitted on.
         split_name: how that bank is split.
         temperature: what the logits were divided by, see :meth:`calibrated`.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer").few(20, draw=0)
+        >>> probe = tl.probe.fit(bank, ridge=0.1)
+        >>> probe(bank.train.x).shape
+        torch.Size([40, 2])
+        >>> probe.to_linear(through=bank.projection)
+        Linear(in_features=1280, out_features=2, bias=True)
+        >>> round(probe.calibrated().temperature, 1)
+        1.3
     """
 
     weight: Tensor
@@ -273,6 +291,19 @@ def fit(
     Warns:
         RuntimeWarning: if the final fit stopped short of its tolerance.
         UserWarning: if the best λ of a given grid is its first or last.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer").few(20, draw=0)
+        >>> tl.probe.fit(bank, ridge=0.1)  # doctest: +NORMALIZE_WHITESPACE
+        linear probe on pneumoniamnist_reduced/mobilenet_v2: 32 features → 2 classes, 40
+        training examples, ridge 0.1 (given)
+        >>> probe = tl.probe.fit(bank)
+        >>> probe.to_frame()[["ridge", "validation_accuracy"]].head(3).round(2)
+           ridge  validation_accuracy
+        0   1.00                 0.82
+        1   0.32                 0.84
+        2   0.10                 0.84
     """
     run = runtime.default(run)
     grid = _grid(ridge)

@@ -83,6 +83,22 @@ def banking77(path: Path | str | None = None, *, download: bool = False) -> Data
 
     Source: Casanueva et al. (2020), Efficient Intent Detection with Dual Sentence Encoders. The
     data are under CC BY 4.0.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> asked = [
+        ...     (f"Question {i}?", intent) for intent in ("card_lost", "top_up") for i in range(12)
+        ... ]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("train.csv", "test.csv"):
+        ...         table = pd.DataFrame(asked, columns=["text", "category"])
+        ...         table.to_csv(Path(folder) / name, index=False)
+        ...     data = tl.questions.banking77(folder)
+        >>> data.classes, len(data.train), len(data.validation), len(data.test)
+        (('card lost', 'top up'), 4, 20, 24)
     """
     folder = _locate(path, download=download)
     rows = {name: _read(folder / name) for name in FILES}

@@ -58,6 +58,17 @@ class OnRay:
 
     Raises:
         ValueError: if there is no worker, or a number is below 0.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> engine = tl.ray_extract.OnRay(workers=4)
+        >>> engine
+        OnRay(workers=4, retries=3, address=None, gpus=0.0)
+        >>> tl.ray_extract.OnRay(workers=0)  # doctest: +NORMALIZE_WHITESPACE
+        Traceback (most recent call last):
+            ...
+        ValueError: OnRay needs 1 worker or more, and 0 or more retries and GPUs, found
+        OnRay(workers=0, retries=3, address=None, gpus=0.0).
     """
 
     workers: int = 2
@@ -218,6 +229,18 @@ class KillsOnce:
         images: a lazy sequence, such as ``datasets.Images``.
         at: the number of the image that kills.
         marker: a file in a folder that all workers see; it is made by the process that dies.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     marker = Path(folder) / "died"
+        ...     _ = marker.write_text("as if the first reader had died")
+        ...     images = tl.ray_extract.KillsOnce(torch.zeros(5, 3, 8, 8), 2, marker)
+        ...     images[2].shape
+        torch.Size([3, 8, 8])
     """
 
     def __init__(self, images: Any, at: int, marker: Path) -> None:

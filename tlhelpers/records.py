@@ -78,6 +78,14 @@ class Record:
 
     Raises:
         TypeError, ValueError: naming the field that is not as described.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> record = tl.records.get("glyphs/letters")
+        >>> record.tier, record.seeds, record.command
+        ('cpu', (0,), 'python experiments/glyphnet.py')
+        >>> record.to_frame().columns[:4].tolist()
+        ['epoch', 'step', 'train_loss', 'train_top1']
     """
 
     name: str
@@ -172,6 +180,19 @@ def get(
         FileNotFoundError: if the package ships no record of that name.
         ValueError: if its file is malformed, or ``live`` made a record of another name.
         TypeError: if ``live`` did not return a record.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> frame = tl.records.get("glyphs/labels").to_frame()
+        >>> frame = frame[(frame.task == "digits") & (frame.k == 1)]
+        >>> frame.groupby("way").clean.mean().round(1)
+        way
+        fine-tuned                  0.8
+        frozen                      0.8
+        pixels                      0.6
+        scratch                     0.5
+        scratch, no augmentation    0.5
+        Name: clean, dtype: float64
     """
     if live is None or run is None or run.profile != "full":
         return load(name)
@@ -195,6 +216,14 @@ def load(name: str, folder: Path | None = None) -> Record:
     Raises:
         FileNotFoundError: if there is none of that name; near names are listed.
         ValueError: if the file is not JSON, or its fields are not those of a record.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.records.load("zoo/fine_tuned")  # doctest: +NORMALIZE_WHITESPACE
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: There is no record 'zoo/fine_tuned'. Near it: zoo/finetuned,
+        inside/finetuned, negative/finetuned. The scripts in experiments/ write them.
     """
     folder = FOLDER if folder is None else folder
     path = _path(name, folder)
@@ -222,7 +251,13 @@ def load(name: str, folder: Path | None = None) -> Record:
 
 
 def names(folder: Path | None = None) -> list[str]:
-    """The names of the records, sorted; by default of those that the package ships."""
+    """The names of the records, sorted; by default of those that the package ships.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> [name for name in tl.records.names() if name.startswith("zoo/")]
+        ['zoo/finetuned', 'zoo/pretrained']
+    """
     folder = FOLDER if folder is None else folder
     paths = folder.rglob("*.json")
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
@@ -232,6 +267,23 @@ def save(record: Record, folder: Path | None = None) -> Path:
     """Write a record to ``folder/<name>.json`` (by default the package's own) and return the path.
 
     The file appears whole or not at all.
+
+    Raises:
+        TypeError: if it is no record.
+        ValueError: if its name is not made of lower-case words.
+        OSError: if the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import tlhelpers as tl
+        >>> record = tl.records.get("glyphs/letters")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = tl.records.save(record, Path(folder))
+        ...     path.relative_to(folder).as_posix()
+        ...     tl.records.load("glyphs/letters", Path(folder)) == record
+        'glyphs/letters.json'
+        True
     """
     if not isinstance(record, Record):
         raise TypeError(f"save takes a Record, found {type(record).__name__}.")
@@ -254,6 +306,19 @@ def provenance(*functions: Callable[..., Any], command: str) -> dict[str, Any]:
         ``command``, ``commit``, ``clean``, ``source_hash``, ``hardware``, ``versions``, ``date``.
         Banks and records themselves do not count against ``clean``: a run that writes several would
         otherwise soil the tree for its later ones.
+
+    Raises:
+        ValueError: if no function is given, or the source of one cannot be read.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> origin = tl.records.provenance(
+        ...     tl.evaluate.mean_interval, command="python mine.py --data PATH"
+        ... )
+        >>> list(origin)
+        ['command', 'commit', 'clean', 'source_hash', 'hardware', 'versions', 'date']
+        >>> origin["command"], len(origin["source_hash"])
+        ('python mine.py --data PATH', 64)
     """
     if not functions:
         raise ValueError("provenance needs the function that makes the record, found none.")
@@ -291,6 +356,27 @@ def of_draws(
         run: on whose device it ran.
         origin: what :func:`provenance` said before the run.
         start: ``time.perf_counter()`` at that moment.
+
+    Example:
+        >>> import time
+        >>> import tlhelpers as tl
+        >>> run, start = tl.runtime.Run(), time.perf_counter()
+        >>> origin = tl.records.provenance(tl.evaluate.mean_interval, command="python mine.py")
+        >>> rows = [{"draw": draw, "top1": top1} for draw, top1 in enumerate([0.8, 0.82, 0.81])]
+        >>> estimate = tl.evaluate.mean_interval([row["top1"] for row in rows])
+        >>> record = tl.records.of_draws(
+        ...     "mine/probe",
+        ...     rows,
+        ...     {"probe": estimate},
+        ...     split="5 labels a class",
+        ...     input="pixels",
+        ...     seeds=range(3),
+        ...     run=run,
+        ...     origin=origin,
+        ...     start=start,
+        ... )
+        >>> record.estimate("probe"), record.interval_over
+        (81.0 % [78.5, 83.5], '95 %, t, over 3 draws')
     """
     return Record(
         name=name,
@@ -307,7 +393,13 @@ def of_draws(
 
 
 def figures(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """The fields ``result`` and ``interval`` of a record, from estimates by name."""
+    """The fields ``result`` and ``interval`` of a record, from estimates by name.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.records.figures({"probe": tl.evaluate.Estimate(0.82, 0.8, 0.84)})
+        {'result': {'probe': 0.82}, 'interval': {'probe': [0.8, 0.84]}}
+    """
     return {
         "result": {name: e.value for name, e in estimates.items()},
         "interval": {name: [e.low, e.high] for name, e in estimates.items()},
@@ -323,6 +415,11 @@ class Folklore:
         source: the key of the source in ``references.bib``; empty where nobody in particular
             says it.
         agrees: True, False, or None where the measurement leaves it open.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> print(tl.records.Folklore("The lower layers should be frozen.", agrees=False))
+        “The lower layers should be frozen.”: the measurement contradicts it
     """
 
     text: str
@@ -462,6 +559,21 @@ def claims_in(notebook: Path | str | Mapping[str, Any]) -> tuple[Claim, ...]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a notebook, was not executed, or shows two claims of one id.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> claim = tl.records.claim("03.product", "Two times three is six.", 2 * 3 == 6, "6")
+        >>> data, metadata = claim._repr_mimebundle_()
+        >>> output = {"output_type": "display_data", "data": data, "metadata": metadata}
+        >>> cell = {
+        ...     "cell_type": "code",
+        ...     "source": "claim",
+        ...     "execution_count": 1,
+        ...     "outputs": [output],
+        ... }
+        >>> tl.records.claims_in({"cells": [cell]})
+        (Claim 03.product: Two times three is six.
+        Measured: 6,)
     """
     name, content = "the notebook", notebook
     try:

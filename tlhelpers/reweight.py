@@ -32,6 +32,16 @@ class Weights:
         told_apart: the share of pairs of a source and a target example that the domain
             classifier puts in the right order (area under the ROC curve): 0.5 where it cannot
             tell them apart; near 1 the supports hardly overlap, and weights will not help.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> weights = tl.reweight.Weights(torch.tensor([4.0, 1.0, 1.0]), told_apart=0.7)
+        >>> weights  # doctest: +NORMALIZE_WHITESPACE
+        weights of 3 examples, which do the work of 2; the domain classifier orders 70.0% of
+        the pairs right
+        >>> weights.flattened(0.5).values
+        tensor([2., 1., 1.])
     """
 
     values: Tensor
@@ -89,6 +99,16 @@ def importance_weights(
 
     Raises:
         TypeError, ValueError: as :func:`~tlhelpers.discrepancy.proxy_a_distance`.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> source = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
+        >>> target = torch.randn(1000, 1, generator=torch.Generator().manual_seed(1)) + 0.5
+        >>> weights = tl.reweight.importance_weights(source, target)
+        >>> weighted = (weights.values * source[:, 0]).sum() / weights.values.sum()
+        >>> [abs(round(float(mean), 1)) for mean in (source.mean(), weighted, target.mean())]
+        [0.0, 0.5, 0.5]
     """
     scores, domain = _samples.domain_scores(source, target, folds, ridge, seed, balanced=False)
     sizes = (~domain).sum(), domain.sum()
@@ -165,6 +185,18 @@ def label_shift(
         ValueError: if shapes disagree, a number is not finite, there are fewer than two classes, a
             class has no example, or classes are predicted alike, so that their shares cannot be
             told apart.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> y = torch.tensor([0, 1] * 50)
+        >>> logits = torch.eye(2)[y]
+        >>> target_logits = torch.eye(2)[torch.tensor([0] * 90 + [1] * 10)]
+        >>> shift = tl.reweight.label_shift(logits, y, target_logits)
+        >>> shift
+        estimated target shares: 90.0%, 10.0% (100 examples)
+        >>> shift.correct(torch.zeros(1, 2)).softmax(dim=1)
+        tensor([[0.9000, 0.1000]])
     """
     scores, new = _samples.pair(source_logits, target_logits, what="logits", least=1)
     y = torch.as_tensor(source_labels).cpu()

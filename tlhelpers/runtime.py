@@ -101,6 +101,13 @@ def setup(
 
     Raises:
         ValueError: if the profile or the seed is not one of those.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> run = tl.runtime.setup(seed=1, device="cpu")  # doctest: +ELLIPSIS
+        tlhelpers ... · CPU, ... · profile quick · seed 1 · data: the shipped banks...
+        >>> run.seed, run.tier
+        (1, 'cpu')
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {PROFILES}, found {profile!r}.")
@@ -117,7 +124,16 @@ def setup(
 
 
 def default(run: Run | None) -> Run:
-    """``run`` itself, or seed 0, quick, best device if it is None."""
+    """``run`` itself, or seed 0, quick, best device if it is None.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> run = tl.runtime.default(None)
+        >>> run.seed, run.profile
+        (0, 'quick')
+        >>> tl.runtime.default(tl.runtime.Run(seed=7)).seed
+        7
+    """
     if run is not None:
         return run
     device = best_device()
@@ -129,6 +145,14 @@ def best_device() -> torch.device:
 
     A CUDA build of torch names ``cuda`` as its accelerator on a machine without a GPU
     too, hence ``check_available``.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> device = tl.runtime.best_device()
+        >>> network = tl.models.small_resnet().to(device)
+        >>> network(torch.zeros(2, 1, 16, 16, device=device)).shape
+        torch.Size([2, 10])
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.device("cpu")
@@ -141,6 +165,12 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     float32 elsewhere (an emulated bfloat16 is slower than float32). The 8 bits of bfloat16 move
     single features by some per cent, see ``benchmarks/extract.py --precision``; where that
     matters, use ``dataclasses.replace(run, dtype=torch.float32)``.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tl.runtime.fast_dtype(torch.device("mps"))
+        torch.float16
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
@@ -170,7 +200,14 @@ def memory_bytes(device: torch.device) -> int | None:
 
 
 def describe_device(device: torch.device) -> str:
-    """One phrase: what computes, and how much memory it has."""
+    """One phrase: what computes, and how much memory it has.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tl.runtime.describe_device(torch.device("cpu"))  # doctest: +ELLIPSIS
+        'CPU, ... cores...'
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     parts = [name if device.type != "cpu" else f"CPU, {cores()} cores"]
     if (total := memory_bytes(device)) is not None:
@@ -183,6 +220,26 @@ def data_folder() -> Path | None:
 
     Raises:
         FileNotFoundError: if the variable names something that is not a folder.
+
+    Example:
+        >>> import os
+        >>> import tempfile
+        >>> from unittest import mock
+        >>> import tlhelpers as tl
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     mock.patch.dict(os.environ, TLHELPERS_DATA=folder),
+        ... ):
+        ...     tl.runtime.data_folder().is_dir()
+        True
+        >>> with mock.patch.dict(
+        ...     os.environ, TLHELPERS_DATA="nowhere"
+        ... ):  # doctest: +NORMALIZE_WHITESPACE
+        ...     tl.runtime.data_folder()
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: TLHELPERS_DATA should name a folder with data, but 'nowhere' is not
+        a folder. Correct the variable, or unset it to use the banks that the package ships.
     """
     value = os.environ.get(DATA_VARIABLE)
     if not value:
@@ -197,7 +254,20 @@ def data_folder() -> Path | None:
 
 
 def describe_data() -> str:
-    """What ``TLHELPERS_DATA`` offers, in a phrase that holds no path."""
+    """What ``TLHELPERS_DATA`` offers, in a phrase that holds no path.
+
+    Example:
+        >>> import os
+        >>> import tempfile
+        >>> from unittest import mock
+        >>> import tlhelpers as tl
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     mock.patch.dict(os.environ, TLHELPERS_DATA=folder),
+        ... ):
+        ...     tl.runtime.describe_data()
+        'the shipped banks and 0 entries in TLHELPERS_DATA'
+    """
     folder = data_folder()
     if folder is None:
         return "the shipped banks"
@@ -205,7 +275,19 @@ def describe_data() -> str:
 
 
 def cache_folder() -> Path:
-    """Where downloads and extracted features are kept; ``TLHELPERS_CACHE`` overrides it."""
+    """Where downloads and extracted features are kept; ``TLHELPERS_CACHE`` overrides it.
+
+    Example:
+        >>> import os
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from unittest import mock
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with mock.patch.dict(os.environ, TLHELPERS_CACHE=f"{folder}/mine"):
+        ...         tl.runtime.cache_folder().relative_to(folder).as_posix()
+        'mine'
+    """
     folder = Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("tlhelpers"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -215,6 +297,11 @@ def progress(iterable: Iterable[T] | None = None, **options: Any) -> Any:
     """A progress bar that vanishes when done; none at all where ``TLHELPERS_QUIET`` is set.
 
     In a built page a bar is an empty box, so builds and tests set the variable.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> sum(i * i for i in tl.runtime.progress(range(4), desc="squares"))
+        14
     """
     return tqdm(iterable, disable=bool(os.environ.get(QUIET_VARIABLE)), leave=False, **options)
 
@@ -224,6 +311,15 @@ def write_whole(path: Path, content: bytes) -> None:
 
     Raises:
         OSError: if it cannot be written; a full disk gets a sentence that says what to do.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tl.runtime.write_whole(Path(folder) / "results" / "a.json", b"{}")
+        ...     [path.name for path in (Path(folder) / "results").iterdir()]
+        ['a.json']
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -251,6 +347,15 @@ def keep_memory() -> Iterator[None]:
     arithmetic (``benchmarks/extract.py`` prints both rates). The environment
     variables for this are read before Python starts, so a running kernel has to call
     ``mallopt``. Leaving the block restores the defaults and gives the memory back.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network, images = tl.models.small_resnet().eval(), torch.zeros(64, 1, 16, 16)
+        >>> with tl.runtime.keep_memory(), torch.inference_mode():
+        ...     logits = torch.cat([network(images) for _ in range(3)])
+        >>> logits.shape
+        torch.Size([192, 10])
     """
     mallopt = _mallopt()
     if mallopt is None:
@@ -282,6 +387,16 @@ def finish(pool: Executor, jobs: Collection[Future[Any]]) -> None:
 
     Raises:
         Exception: what a job raised, once those that were running have ended.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> import tlhelpers as tl
+        >>> pool = ThreadPoolExecutor(max_workers=1)
+        >>> jobs = [pool.submit(int, text) for text in ("1", "two", "3")]
+        >>> tl.runtime.finish(pool, jobs)
+        Traceback (most recent call last):
+            ...
+        ValueError: invalid literal for int() with base 10: 'two'
     """
     try:
         wait(jobs, return_when=FIRST_EXCEPTION)
@@ -294,7 +409,18 @@ def finish(pool: Executor, jobs: Collection[Future[Any]]) -> None:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Set torch's number of threads while the block runs, and restore it afterwards."""
+    """Set torch's number of threads while the block runs, and restore it afterwards.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> before = torch.get_num_threads()
+        >>> with tl.runtime.torch_threads(1):
+        ...     torch.get_num_threads()
+        1
+        >>> torch.get_num_threads() == before
+        True
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

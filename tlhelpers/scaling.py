@@ -58,6 +58,14 @@ def rounds(
 
     Returns:
         seconds: a row for each round, a column for each thing.
+
+    Example:
+        >>> import itertools
+        >>> import tlhelpers as tl
+        >>> works = {"short": lambda: sum(range(10)), "long": lambda: sum(range(10_000))}
+        >>> seconds = tl.scaling.rounds(works, count=3)
+        >>> seconds.shape, list(seconds)
+        ((3, 2), ['short', 'long'])
     """
     for work in works.values():
         work()
@@ -86,6 +94,13 @@ def times_as_fast(seconds: pd.DataFrame, name: str, reference: str) -> Estimate:
         seconds: from :func:`rounds`.
         name: a column.
         reference: another.
+
+    Example:
+        >>> import pandas as pd
+        >>> import tlhelpers as tl
+        >>> seconds = pd.DataFrame({"new": [1.0, 1.1, 1.0], "old": [2.0, 2.2, 2.0]})
+        >>> tl.scaling.times_as_fast(seconds, "new", "old")
+        2.000 [2.000, 2.000]
     """
     logs = np.log(seconds[reference] / seconds[name])
     mean = evaluate.mean_interval(logs, unit="")
@@ -106,6 +121,17 @@ def saved_bytes(network: nn.Module, x: Tensor) -> int:
     Args:
         network: in the mode that it is to be measured in.
         x: a batch.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network, images = tl.models.small_resnet(10), torch.zeros(32, 1, 16, 16)
+        >>> whole = tl.scaling.saved_bytes(network, images)
+        >>> _ = tl.models.freeze(network)
+        >>> _ = tl.models.unfreeze(network.head)
+        >>> head = tl.scaling.saved_bytes(network, images)
+        >>> head, whole > 100 * head
+        (8192, True)
     """
     known = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers(), x)}
     found: dict[int, tuple[Tensor, int]] = {}  # the tensors too: an address is not used twice
@@ -149,6 +175,15 @@ def adapted(way: str, *, rank: int = lora.RANK, seed: int = 0) -> SmallResNet:
 
     Raises:
         ValueError: if there is no such way.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> for way in tl.scaling.WAYS:
+        ...     network = tl.scaling.adapted(way)
+        ...     print(way, sum(p.numel() for p in network.parameters() if p.requires_grad))
+        probe 650
+        LoRA 8558
+        full 77754
     """
     network = models.small_resnet(10, weights="letters", seed=seed)
     if way == "full":
@@ -164,7 +199,16 @@ def adapted(way: str, *, rank: int = lora.RANK, seed: int = 0) -> SmallResNet:
 
 
 def recipe(way: str, rate: float) -> Recipe:
-    """That of the zoo with another learning rate: the body's, or the head's for the probe."""
+    """That of the zoo with another learning rate: the body's, or the head's for the probe.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> for way in ("probe", "full"):
+        ...     recipe = tl.scaling.recipe(way, 0.1)
+        ...     print(way, recipe.lr, recipe.head_lr)
+        probe 0.002 0.1
+        full 0.1 0.01
+    """
     change: dict[str, Any] = {"head_lr": rate} if way == "probe" else {"lr": rate}
     return dataclasses.replace(zoo.FINE_TUNING, **change)
 

@@ -36,6 +36,16 @@ class Sample:
         image: the bytes of its file, see ``datasets.decode``.
         label: the number of its class.
         part: ``"train"``, ``"validation"`` or ``"test"``.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (60, 40), "red").save(buffer, "PNG")
+        >>> sample = tl.shards.Sample("cats/tom.png", buffer.getvalue(), label=0, part="train")
+        >>> tl.datasets.decode(sample.image).shape
+        torch.Size([3, 40, 60])
     """
 
     id: str
@@ -52,6 +62,12 @@ class Shard:
         name: of the file.
         samples: how many are in it.
         sha256: of its bytes.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> file = tl.shards.Shard("shard-000000.tar", samples=1000, sha256="9f86d0...")
+        >>> tl.shards.Shards(".", "cats", ("tom", "tim"), "random", files=(file, file))
+        2,000 photographs of cats in 2 shards
     """
 
     name: str
@@ -181,6 +197,26 @@ def grouped(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
 
     Raises:
         ValueError: if the file is no whole tar.
+
+    Example:
+        >>> import io
+        >>> import tarfile
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "shard.tar"
+        ...     with tarfile.open(path, "w") as archive:
+        ...         for name, content in {
+        ...             "0.txt": b"a pug",
+        ...             "0.cls": b"7",
+        ...             "1.txt": b"a husky",
+        ...         }.items():
+        ...             member = tarfile.TarInfo(name)
+        ...             member.size = len(content)
+        ...             archive.addfile(member, io.BytesIO(content))
+        ...     list(tl.shards.grouped(path))
+        [('0', {'txt': b'a pug', 'cls': b'7'}), ('1', {'txt': b'a husky'})]
     """
     key, members = "", dict[str, bytes]()
     try:
@@ -225,6 +261,25 @@ def write(data: Dataset, folder: Path | str, *, per_shard: int = 1000, seed: int
         ValueError: if there are boxes or sizes, which the files know nothing of; if
             ``per_shard`` is below 1; or the folder holds shards of something else.
         OSError: if the disk is full; what was finished is kept.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for i, colour in enumerate(["red", "green", "blue"] * 2):
+        ...         place = Path(folder) / "pictures" / "ab"[i % 2]
+        ...         place.mkdir(exist_ok=True, parents=True)
+        ...         Image.new("RGB", (60, 40), colour).save(place / f"{colour}.png")
+        ...     data = tl.datasets.image_folder(Path(folder) / "pictures")
+        ...     shards = tl.shards.write(data, Path(folder) / "shards", per_shard=4)
+        ...     shards.verify()
+        ...     read = [sample.id for sample in shards.stream(seed=1, epoch=0)]
+        >>> shards
+        6 photographs of pictures in 2 shards
+        >>> sorted(read) == sorted(data.ids)
+        True
     """
     if not isinstance(data.x, Images):
         raise TypeError(
@@ -266,6 +321,22 @@ def load(folder: Path | str) -> Shards:
     Raises:
         FileNotFoundError: if there is no index.
         ValueError: if it is not one.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for i, colour in enumerate(["red", "green", "blue"] * 2):
+        ...         place = Path(folder) / "pictures" / "ab"[i % 2]
+        ...         place.mkdir(exist_ok=True, parents=True)
+        ...         Image.new("RGB", (60, 40), colour).save(place / f"{colour}.png")
+        ...     data = tl.datasets.image_folder(Path(folder) / "pictures")
+        ...     _ = tl.shards.write(data, folder, per_shard=4)
+        ...     shards = tl.shards.load(folder)
+        >>> [(file.name, file.samples) for file in shards.files]
+        [('shard-000000.tar', 4), ('shard-000001.tar', 2)]
     """
     path = Path(folder) / INDEX
     if not path.is_file():

@@ -41,6 +41,14 @@ def take(x: Rows, indices: Sequence[int] | np.ndarray | Tensor) -> Any:
     """The rows of ``x`` at ``indices``, in that order, without decoding anything.
 
     Indices are positions, or a mask of booleans, one for each row.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> tl.splits.take(torch.arange(5), [3, 1])
+        tensor([3, 1])
+        >>> tl.splits.take(torch.arange(5), torch.arange(5) > 2)
+        tensor([3, 4])
     """
     rows = positions(indices, len(x))
     return x[rows] if isinstance(x, Tensor) else x.take(rows.tolist())
@@ -51,6 +59,15 @@ def positions(indices: Sequence[int] | np.ndarray | Tensor, n: int) -> Tensor:
 
     Raises:
         ValueError: if a mask is not of this length.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.splits.positions([False, True, True], 3)
+        tensor([1, 2])
+        >>> tl.splits.positions([True, False], 3)
+        Traceback (most recent call last):
+            ...
+        ValueError: a mask has one boolean for each of the 3 rows, found the shape (2,).
     """
     found = torch.as_tensor(indices)
     if found.dtype != torch.bool:
@@ -72,6 +89,17 @@ class Split:
         x: (n, ...) tensor, or a lazy sequence of n images.
         y: (n,) int64 labels.
         ids: n names, one for each example.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> split = tl.datasets.digits().few(5, draw=0).train
+        >>> split
+        train split: 50 examples, 10 classes
+        >>> [len(y) for x, y in split.batches(20, torch.Generator().manual_seed(0))]
+        [20, 20, 10]
+        >>> split.take(split.y == 3)
+        train split: 5 examples, 1 class
     """
 
     name: str
@@ -83,7 +111,9 @@ class Split:
         return len(self.y)
 
     def __repr__(self) -> str:
-        return f"{self.name} split: {len(self):,} examples, {len(self.y.unique())} classes"
+        n, m = len(self), len(self.y.unique())
+        examples, classes = "example" if n == 1 else "examples", "class" if m == 1 else "classes"
+        return f"{self.name} split: {n:,} {examples}, {m} {classes}"
 
     def take(self, indices: Sequence[int] | np.ndarray | Tensor) -> Split:
         """The examples at ``indices``, in that order; or those of a mask of booleans."""
@@ -98,6 +128,9 @@ class Split:
 
         Images come as a tensor, texts as a sequence of texts. The last batch is smaller where
         ``size`` does not divide n: nothing is dropped.
+
+        Raises:
+            ValueError: if the size is below 1.
         """
         if size < 1:
             raise ValueError(f"a batch needs a size of 1 or more, found {size}.")
@@ -114,6 +147,16 @@ class TestSplit:
 
     ``evaluate.report`` opens it once for each report and prints the log, so that a reader
     sees how often a test split was consulted before the number in front of them.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> test = tl.datasets.digits().test
+        >>> test  # doctest: +NORMALIZE_WHITESPACE
+        test split: 497 examples, 10 classes, split '100/30/rest per class, seed 0', 0
+        readings so far
+        >>> opened = test.open(reason="to count the sevens")
+        >>> int((opened.y == 7).sum()), test.readings
+        (49, ('to count the sevens',))
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -156,6 +199,9 @@ class TestSplit:
 
         Call it yourself only to study the test split on purpose: for a result, hand the
         split to ``evaluate.report``.
+
+        Raises:
+            ValueError: if the reason is empty.
         """
         if not reason.strip():
             raise ValueError("opening a test split needs a reason for the log, found an empty one.")

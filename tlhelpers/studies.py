@@ -86,7 +86,15 @@ def untrained_head(data: Dataset, backbone: Backbone, *, run: Run | None = None)
 
 
 def logits_top1(logits: Tensor, columns: Tensor) -> Tensor:
-    """(n,) booleans: is the largest of each row's logits the one in the right column?"""
+    """(n,) booleans: is the largest of each row's logits the one in the right column?
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> logits = torch.tensor([[0.1, 2.0, 0.3], [1.0, 0.0, 0.5]])
+        >>> tl.studies.logits_top1(logits, torch.tensor([1, 2]))
+        tensor([ True, False])
+    """
     return logits.argmax(dim=1) == columns
 
 
@@ -215,7 +223,16 @@ def views(
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image: mirrored, or a random crop that may be mirrored."""
+    """One way to look at an image: mirrored, or a random crop that may be mirrored.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> image = torch.arange(6, dtype=torch.uint8).reshape(1, 2, 3)
+        >>> tl.studies.View(mirror=True)(image, 0)
+        tensor([[[2, 1, 0],
+                 [5, 4, 3]]], dtype=torch.uint8)
+    """
 
     mirror: bool = False
     seed: int | None = None
@@ -237,7 +254,17 @@ class View:
 
 @dataclass(frozen=True)
 class ViewedImages:
-    """A lazy sequence of images, each in one view."""
+    """A lazy sequence of images, each in one view.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> images = torch.arange(6, dtype=torch.uint8).reshape(2, 1, 1, 3)
+        >>> mirrored = tl.studies.ViewedImages(images, tl.studies.View(mirror=True))
+        >>> mirrored.stack().flatten(1)
+        tensor([[2, 1, 0],
+                [5, 4, 3]], dtype=torch.uint8)
+    """
 
     images: Any
     view: View

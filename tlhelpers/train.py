@@ -196,7 +196,17 @@ class Shift(Protocol):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A shift as what :class:`Recipe` takes for ``augment``."""
+    """A shift as what :class:`Recipe` takes for ``augment``.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> augment = tl.train.augmentation(tl.characters.Shift(rotation=10))
+        >>> augment
+        Augmentation(shift=Shift(rotation=10))
+        >>> augment(torch.rand(4, 1, 16, 16), torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 1, 16, 16])
+    """
 
     shift: Shift
 
@@ -209,6 +219,12 @@ def augmentation(shift: Shift) -> Augmentation:
 
     Raises:
         TypeError: if the shift has no ``apply``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> shift = tl.characters.Shift(rotation=10, translate=1.0)
+        >>> tl.train.Recipe(steps=200, augment=tl.train.augmentation(shift)).as_dict()["augment"]
+        'Augmentation(shift=Shift(rotation=10, translate=1.0))'
     """
     if not callable(getattr(shift, "apply", None)):
         raise TypeError(
@@ -222,7 +238,16 @@ def augmentation(shift: Shift) -> Augmentation:
 
 
 class L2SP:
-    """A penalty on the way that weights go from where they started; see :func:`l2_sp`."""
+    """A penalty on the way that weights go from where they started; see :func:`l2_sp`.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> penalty = tl.train.l2_sp(network, alpha=0.1, beta=0.01)
+        >>> recipe = tl.train.Recipe(weight_decay=0, regulariser=penalty)
+        >>> penalty.head, penalty.alpha, len(penalty.start)
+        ('head.', 0.1, 29)
+    """
 
     def __init__(self, start: Mapping[str, Tensor], alpha: float, beta: float, head: str) -> None:
         for name, value in (("alpha", alpha), ("beta", beta)):
@@ -278,6 +303,21 @@ def l2_sp(network: nn.Module, *, alpha: float, beta: float = 0.0, head: str | No
         alpha: the weight of the body's term.
         beta: the weight of the head's term.
         head: the name of the head; by default the last linear layer.
+
+    Raises:
+        ValueError: if a weight is negative, or the network has no linear layer.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> penalty = tl.train.l2_sp(network, alpha=2.0)
+        >>> with torch.no_grad():
+        ...     at_first = float(penalty(network))
+        ...     _ = network.stem[1].bias.add_(0.5)
+        ...     later = float(penalty(network))
+        >>> at_first, later
+        (0.0, 4.0)
     """
     name = models.head_name(network) if head is None else head
     return L2SP(dict(network.named_parameters()), alpha, beta, f"{name}." if name else "")
@@ -287,6 +327,14 @@ def l2(network: nn.Module, *, alpha: float, beta: float = 0.0, head: str | None 
     """The usual L2 penalty, written like :func:`l2_sp`: towards 0 instead of the start.
 
     ``alpha / 2 * ||w||**2 + beta / 2 * ||v||**2``.
+
+    Example:
+        >>> from torch import nn
+        >>> import tlhelpers as tl
+        >>> network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> _ = network[0].weight.data.fill_(1.0)
+        >>> [make(network, alpha=2.0)(network).item() for make in (tl.train.l2, tl.train.l2_sp)]
+        [4.0, 0.0]
     """
     penalty = l2_sp(network, alpha=alpha, beta=beta, head=head)
     penalty.start = {name: torch.zeros_like(value) for name, value in penalty.start.items()}
@@ -306,6 +354,19 @@ class History(pd.DataFrame):
     validation split), ``lr`` (the body's rate at the last step), ``seconds`` (since the start) and
     ``core_seconds`` (those of this process on the processor's cores, all threads together: a
     measure of cost that other programs on the machine disturb less).
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> history = tl.train.History(
+        ...     {
+        ...         "epoch": [1, 2, 3],
+        ...         "step": [10, 20, 30],
+        ...         "validation_loss": [0.9, 0.5, 0.6],
+        ...         "validation_top1": [0.7, 0.8, 0.85],
+        ...     }
+        ... )
+        >>> history.best_epoch, history.steps_to(0.8), history.steps_to(0.9)
+        (2, 20, None)
     """
 
     _metadata: ClassVar[list[str]] = ["stopped", "monitor"]  # pandas carries these along
@@ -415,7 +476,9 @@ def fit(
     running statistics are averaged; ``SyncBatchNorm`` works on GPUs only). Every process augments
     the whole batch and keeps its slice, so that the noise is the same. The first process writes
     checkpoints and shows progress. A process group that is there is used; otherwise one is made,
-    and ended with the call.
+    and ended with the call. With ``torchrun --max-restarts``, a restart may fail or hang at the
+    rendezvous store that PyTorch's processes share; the environment variable
+    ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` has each start make its own (PyTorch issue 135712).
 
     Args:
         network: (n, ...) inputs to (n, m) logits.
@@ -445,6 +508,19 @@ def fit(
         TypeError: if the data is neither a tensor nor a lazy sequence.
         ValueError: if nothing is trainable, the network's output does not fit the classes, or
             the checkpoint is of another recipe, network, data set, precision or seed.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits().few(5, draw=0)
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> recipe = tl.train.Recipe(steps=40, lr=2e-3, head_lr=1e-2, validate_every=20)
+        >>> history = tl.train.fit(network, digits, recipe)
+        >>> history[["epoch", "step"]]
+           epoch  step
+        0     10    20
+        1     20    40
+        >>> bool(history.best.validation_top1 > 0.9), history.stopped
+        (True, 'Ran all 40 steps.')
     """
     recipe = Recipe() if recipe is None else recipe
     run = runtime.default(run)

@@ -80,6 +80,15 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: if a feature is not finite, shapes disagree, or there are fewer than two
             classes.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> for stage in ("stage_6", "stage_11", "last_layer"):
+        ...     train = tl.features.load(f"pneumonia/{stage}").few(50, draw=0).train
+        ...     print(f"{stage:10} {tl.transferability.logme(train.x, train.y):.2f}")
+        stage_6    -0.84
+        stage_11   -0.76
+        last_layer -0.74
     """
     x, y = _checked(features, labels)
     n = len(x)
@@ -139,6 +148,14 @@ def h_score(features: ArrayLike, labels: ArrayLike, *, shrinkage: bool = False) 
 
     Raises:
         ValueError: as :func:`logme`.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> train = tl.features.load("pneumonia/last_layer").few(5, draw=0).train
+        >>> for shrinkage in (False, True):
+        ...     print(f"{tl.transferability.h_score(train.x, train.y, shrinkage=shrinkage):.2f}")
+        1.00
+        0.84
     """
     x, y = _checked(features, labels)
     centred = x - x.mean(axis=0)
@@ -172,6 +189,12 @@ def knn(features: ArrayLike, labels: ArrayLike, *, k: int = 5) -> float:
 
     Raises:
         ValueError: as :func:`logme`, or if k does not lie in 1..n - 1.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> train = tl.features.load("pneumonia/last_layer").few(50, draw=0).train
+        >>> round(tl.transferability.knn(train.x, train.y, k=5), 2)
+        0.94
     """
     x, y = _checked(features, labels)
     n = len(x)
@@ -224,6 +247,12 @@ def probe(
 
     Raises:
         ValueError: as :func:`logme`, or if a class has fewer images than there are folds.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> train = tl.features.load("pneumonia/last_layer").few(50, draw=0).train
+        >>> round(tl.transferability.probe(train.x, train.y), 2)
+        0.93
     """
     x, y = _checked(features, labels)
     if not 2 <= folds <= (fewest := int(np.bincount(y).min())):
@@ -286,6 +315,13 @@ def leep(source_probabilities: ArrayLike, labels: ArrayLike) -> float:
 
     Raises:
         ValueError: as :func:`logme`, or if a row is not a distribution.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> labels = [0, 0, 1, 1]
+        >>> sure, unsure = [[1, 0], [1, 0], [0, 1], [0, 1]], [[0.5, 0.5]] * 4
+        >>> [round(tl.transferability.leep(p, labels), 2) for p in (sure, unsure)]
+        [0.0, -0.69]
     """
     theta, y = _checked(source_probabilities, labels, what="source_probabilities")
     sums = theta.sum(axis=1)
@@ -326,6 +362,14 @@ def nce(source_labels: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: if labels are not integers, lengths disagree, or there are fewer than two
             classes in ``labels``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> labels = [0, 0, 1, 1]
+        >>> for source in ([5, 5, 7, 7], [5, 7, 5, 7]):
+        ...     print(source, round(tl.transferability.nce(source, labels), 2))
+        [5, 5, 7, 7] 0.0
+        [5, 7, 5, 7] -0.69
     """
     y = _labels(labels)
     z = _labels(source_labels, what="source_labels", at_least=1)
@@ -365,6 +409,15 @@ def weighted_tau(scores: ArrayLike, truth: ArrayLike) -> float:
     Raises:
         ValueError: if there are fewer than two networks, a value is not finite, or all scores
             are the same, so that there is no order.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> truth = [0.9, 0.8, 0.7, 0.6]
+        >>> for scores in ([4, 3, 2, 1], [3, 4, 2, 1], [4, 3, 1, 2]):
+        ...     print(scores, round(tl.transferability.weighted_tau(scores, truth), 2))
+        [4, 3, 2, 1] 1.0
+        [3, 4, 2, 1] 0.52
+        [4, 3, 1, 2] 0.81
     """
     a, b = _pair(scores, truth)
     for what, values in (("scores", a), ("truth", b)):
@@ -482,6 +535,17 @@ def compare(
 
     Raises:
         ValueError: if the shapes do not fit.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> regret = tl.transferability.regret
+        >>> truth = [[[0.9, 0.8, 0.7]], [[0.6, 0.7, 0.5]]]
+        >>> scores = {"knows": truth, "always the first": [[[3, 2, 1]]]}
+        >>> found = tl.transferability.compare(scores, truth, metric=regret, unit="points")
+        >>> found.to_frame()[["estimator", "mean"]]
+                  estimator  mean
+        0             knows  0.00
+        1  always the first  0.05
     """
     real = np.asarray(truth, dtype=np.float64)
     if real.ndim != 3:
@@ -535,6 +599,17 @@ def published() -> pd.DataFrame:
     Returns:
         80 rows: ``data``, ``model`` (torchvision's name), ``finetuned`` (per cent), ``h_score``,
         ``leep``, ``logme``, ``nce``.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> table = tl.transferability.published()
+        >>> table.shape
+        (80, 7)
+        >>> table.loc[table.groupby("data").finetuned.idxmax(), ["data", "model"]].head(3)
+                data         model
+        1   Aircraft  inception_v3
+        24   CIFAR10     resnet152
+        34  CIFAR100     resnet152
     """
     path = resources.files("tlhelpers") / "data" / "tables" / "model_ranking.csv"
     with path.open(encoding="utf-8") as file:

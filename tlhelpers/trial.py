@@ -65,6 +65,18 @@ def outline(images: Tensor) -> Tensor:
 
     Returns:
         the same shape, in 0..1.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> image = torch.zeros(1, 1, 5, 5)
+        >>> image[0, 0, 2, 2] = 1
+        >>> tl.trial.outline(image)[0, 0]
+        tensor([[0., 0., 0., 0., 0.],
+                [0., 1., 1., 1., 0.],
+                [0., 1., 0., 1., 0.],
+                [0., 1., 1., 1., 0.],
+                [0., 0., 0., 0., 0.]])
     """
     return functional.max_pool2d(images, 3, stride=1, padding=1) - images
 
@@ -77,6 +89,15 @@ def scatter(images: Tensor) -> Tensor:
 
     Returns:
         the same shape.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> x = tl.datasets.digits().train.x[:2]
+        >>> scattered = tl.trial.scatter(x)
+        >>> bool((scattered == x).all())
+        False
+        >>> bool((scattered.flatten(1).sort().values == x.flatten(1).sort().values).all())
+        True
     """
     order = torch.randperm(images[0].numel(), generator=Run(0).generator(18))
     return images.flatten(1)[:, order].reshape(images.shape)
@@ -91,6 +112,12 @@ def task(name: str) -> Dataset:
 
     Raises:
         ValueError: if there is no such task.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.trial.task("outlines")  # doctest: +NORMALIZE_WHITESPACE
+        Dataset 'outlines': 10 classes; train 1,000, validation 300, test 497; split
+        '100/30/rest per class, seed 0'
     """
     if name not in CHANGES:
         raise ValueError(f"the tasks are {', '.join(CHANGES)}; found {name!r}.")

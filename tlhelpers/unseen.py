@@ -65,6 +65,14 @@ def glyphs(*, per_class: int = PER_CLASS, seed: int = 0) -> Pools:
     Args:
         per_class: images of each character.
         seed: of fonts and shifts.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> pools = tl.unseen.glyphs(per_class=1)
+        >>> pools.train
+        glyphs, meta-train: 132 examples of 132 classes, 1 to 1 a class
+        >>> pools.test
+        glyphs, meta-test: 133 examples of 133 classes, 1 to 1 a class
     """
     split = episodes.split_alphabets(train=LEARNT, test=UNSEEN)
     names = (*split.train, *split.test)
@@ -135,6 +143,13 @@ class Shape:
         shots: labelled examples of each.
         queries: further examples of each.
         batch: episodes in a step.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.unseen.Shape(ways=5, shots=1, queries=5, batch=4).images
+        120
+        >>> {shape.images for shape in tl.unseen.SHAPES.values()}
+        {120}
     """
 
     ways: int
@@ -174,6 +189,14 @@ def train_on_labels(
         run: seed of weights and batches, and device.
 
     Source: Chen et al. (2019), A Closer Look at Few-shot Classification.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits, run = tl.datasets.digits().train, tl.runtime.Run()
+        >>> pool = tl.episodes.Pool(digits.x, digits.y, name="digits")
+        >>> network = tl.unseen.train_on_labels(pool, steps=3, run=run)
+        >>> network.features(digits.x[:2]).shape, network.head.out_features
+        (torch.Size([2, 32]), 10)
     """
     run = runtime.default(run)
     network = models.small_resnet(len(pool.classes), widths=WIDTHS, seed=run.seed)
@@ -186,7 +209,15 @@ def train_on_labels(
 
 
 def labelled(pool: Pool) -> Dataset:
-    """The examples of a pool as a data set to train a classifier on, all of them."""
+    """The examples of a pool as a data set to train a classifier on, all of them.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> pool = tl.episodes.Pool(torch.rand(60, 1, 16, 16), torch.arange(60) % 6, name="noise")
+        >>> tl.unseen.labelled(pool)
+        Dataset 'noise': 6 classes; train 60, validation 0, test 0; split 'by class'
+    """
     return Dataset(
         name=pool.name,
         classes=pool.classes,
@@ -218,6 +249,23 @@ def train_on_episodes(
         steps: of the optimiser.
         lr: the learning rate at the start.
         run: seed of weights and episodes, and device.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits, run = tl.datasets.digits().train, tl.runtime.Run()
+        >>> pool = tl.episodes.Pool(digits.x, digits.y, name="digits")
+        >>> shape = tl.unseen.Shape(ways=5, shots=1, queries=5, batch=4)
+        >>> trained = tl.unseen.train_on_episodes(pool, shape, steps=15, run=run)
+        >>> fresh = tl.models.small_resnet(10, widths=tl.unseen.WIDTHS)
+        >>> episodes, classify = (
+        ...     pool.episodes(50, ways=5, shots=1, queries=5),
+        ...     tl.fewshot.nearest_centroid,
+        ... )
+        >>> found = [
+        ...     tl.fewshot.measure(classify, episodes.embedded(one)) for one in (fresh, trained)
+        ... ]
+        >>> found[0].accuracy.high < found[1].accuracy.low
+        True
     """
     run = runtime.default(run)
     network = models.small_resnet(len(pool.classes), widths=WIDTHS, seed=run.seed)

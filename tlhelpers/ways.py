@@ -51,6 +51,18 @@ class Penalty:
             pulled towards 0 by both. See :func:`tlhelpers.train.l2_sp`.
         alpha: the weight of the body's term.
         beta: the weight of the head's term.
+
+    Raises:
+        ValueError: if there is no such kind.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.small_resnet(10, weights="letters")
+        >>> for kind in ("l2", "l2_sp"):
+        ...     regulariser = tl.ways.Penalty(kind=kind, alpha=0.1, beta=0.0)(network)
+        ...     print(f"{kind:6} {regulariser(network).item():.1f}")
+        l2     75.7
+        l2_sp  0.0
     """
 
     kind: str
@@ -90,6 +102,14 @@ class Way:
 
     Raises:
         ValueError: if a setting cannot be meant.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> recipe = tl.train.Recipe(epochs=20, lr=1e-4, head_lr=1e-3)
+        >>> way = tl.ways.Way(name="lp_ft", head="probe", recipe=recipe, least_steps=600)
+        >>> smaller = way.at(size=128, epochs=10)
+        >>> smaller.size, smaller.recipe.epochs, smaller.least_steps
+        (128, 10, 300)
     """
 
     name: str
@@ -202,6 +222,22 @@ def stored(data: Dataset, size: int) -> Dataset:
 
     A tensor stays as it is, and so does a cache of this size. Do this before ``few``: a part of a
     data set would get a cache of its own.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for i, colour in enumerate(["red", "green", "blue"] * 2):
+        ...         place = Path(folder) / "ab"[i % 2]
+        ...         place.mkdir(exist_ok=True)
+        ...         Image.new("RGB", (60, 40), colour).save(place / f"{colour}.png")
+        ...     data = tl.ways.stored(tl.datasets.image_folder(folder), 32)
+        >>> data.x.shape
+        (6, 3, 32, 32)
+        >>> tl.ways.stored(data, 32) is data
+        True
     """
     if isinstance(data.x, Tensor) or (isinstance(data.x, PixelCache) and data.x.size == size):
         return data
@@ -233,6 +269,28 @@ def begin(
         weights: ``"imagenet"`` or a file, see :func:`tlhelpers.models.backbone`; not read where
             the way starts from random weights.
         run: seed of what is random, and device.
+
+    Raises:
+        ValueError: if ``frozen`` is ``"norms"`` and the network has none, and as
+            :func:`tlhelpers.models.backbone`.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> x, names = (
+        ...     torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8),
+        ...     tuple(map(str, range(12))),
+        ... )
+        >>> parts = np.repeat(["train", "validation", "test"], 4)
+        >>> data = tl.splits.Dataset(
+        ...     "noise", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made"
+        ... )
+        >>> recipe = tl.train.Recipe(epochs=1)
+        >>> way = tl.ways.Way(name="head", start="random", frozen="body", recipe=recipe, size=32)
+        >>> network = tl.ways.begin(way, data, "squeezenet1_1")
+        >>> [name for name, p in network.named_parameters() if p.requires_grad]
+        ['head.weight', 'head.bias']
     """
     run = runtime.default(run)
     data = stored(data, way.stored)
@@ -258,7 +316,13 @@ def _probe(data: Dataset, backbone: Backbone, run: Run) -> probe.Probe:
 
 
 def has_norms(architecture: str) -> bool:
-    """Whether one of torchvision's networks has batch normalisation, which could be frozen."""
+    """Whether one of torchvision's networks has batch normalisation, which could be frozen.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> [tl.ways.has_norms(name) for name in ("squeezenet1_1", "mobilenet_v2")]
+        [False, True]
+    """
     return bool(_norms(models.backbone(architecture, weights=None).network))
 
 
@@ -282,6 +346,15 @@ def recipe_for(way: Way, network: PhotoClassifier, images: int) -> Recipe:
 
     Raises:
         ValueError: if the way does not train.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> recipe = tl.train.Recipe(epochs=2, batch_size=32)
+        >>> way = tl.ways.Way(name="slow", recipe=recipe, spread=0.1, least_steps=100)
+        >>> network = tl.models.photo_classifier("squeezenet1_1", 2, weights=None, size=64)
+        >>> whole = tl.ways.recipe_for(way, network, images=320)
+        >>> whole.steps, round(whole.decay, 2)
+        (100, 0.75)
     """
     if way.recipe is None:
         raise ValueError(f"the way {way.name!r} does not train.")
@@ -330,6 +403,28 @@ def learn(
 
     Warns:
         UserWarning: if the checkpoint was begun by another commit than the one that runs now.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> x, names = (
+        ...     torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8),
+        ...     tuple(map(str, range(12))),
+        ... )
+        >>> parts = np.repeat(["train", "validation", "test"], 4)
+        >>> data = tl.splits.Dataset(
+        ...     "noise", ("a", "b"), x, torch.arange(12) % 2, parts, names, "made"
+        ... )
+        >>> recipe = tl.train.Recipe(epochs=2, batch_size=2)
+        >>> way = tl.ways.Way(name="scratch", start="random", recipe=recipe, size=32)
+        >>> learnt = tl.ways.learn(way, data, "squeezenet1_1", run=tl.runtime.Run())
+        >>> learnt.history[["epoch", "step"]]
+           epoch  step
+        0      1     2
+        1      2     4
+        >>> learnt.network(x).shape
+        torch.Size([12, 2])
     """
     run = runtime.default(run)
     data = stored(data, way.stored)
@@ -464,6 +559,21 @@ def compare(before: PhotoClassifier, after: PhotoClassifier, split: Split) -> pd
     Returns:
         the columns of ``Learnt.stages``; stages as in
         :func:`tlhelpers.models.param_groups`, from input to output, without their ``"body."``.
+
+    Example:
+        >>> import copy
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> before = tl.models.photo_classifier("squeezenet1_1", 2, weights=None, size=32)
+        >>> after = copy.deepcopy(before)
+        >>> _ = after.body.features[12].expand3x3.weight.data.mul_(2)
+        >>> images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+        >>> split = tl.splits.Split("validation", images, torch.arange(8) % 2, tuple("abcdefgh"))
+        >>> table = tl.ways.compare(before, after, split)
+        >>> table[table.moved > 0][["stage", "moved"]].round(1)
+                 stage  moved
+        8  features.12    0.7
+        9     features    0.3
     """
     old = dict(before.named_parameters())
     stages = _stages(after)

@@ -63,7 +63,14 @@ the first two heads' weights."""
 
 @functools.cache
 def words() -> tuple[str, ...]:
-    """The vocabulary of the captions."""
+    """The vocabulary of the captions.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> words = tl.words_study.words()
+        >>> len(words), words[:3]
+        (58, ('Cyrillic', 'D', 'F'))
+    """
     return contrastive.vocabulary(captions.draw(4000, Run(0).generator(15, 9)).sentences)
 
 
@@ -117,7 +124,17 @@ def _facts_loss(tower: nn.Module, batch: captions.Pairs) -> Tensor:
 
 
 def by_fact(scores: Tensor) -> tuple[Tensor, ...]:
-    """(n, 50) scores of ``"words as labels"``, one part for each fact."""
+    """(n, 50) scores of ``"words as labels"``, one part for each fact of ``captions.VALUES``.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> [
+        ...     part.shape for part in tl.words_study.by_fact(torch.zeros(2, 50))
+        ... ]  # doctest: +NORMALIZE_WHITESPACE
+        [torch.Size([2, 4]), torch.Size([2, 40]), torch.Size([2, 2]), torch.Size([2, 2]),
+        torch.Size([2, 2])]
+    """
     return scores.split([len(values) for values in captions.VALUES.values()], dim=1)
 
 
@@ -158,7 +175,16 @@ PROMPTS: Mapping[str, tuple[str, ...]] = {
 
 
 def names(templates: Sequence[str] = CAPTION) -> list[list[str]]:
-    """One list of sentences for each of the 40 names."""
+    """One list of sentences for each of the 40 names.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> found = tl.words_study.names()
+        >>> len(found), found[0]
+        (40, ['a Latin D'])
+        >>> tl.words_study.names(["{name}", "a bold {name}"])[0]
+        ['D', 'a bold D']
+    """
     return [
         [captions.sentence(t, script=script, name=name) for t in templates]
         for script, of in captions.SCRIPTS.items()
@@ -167,13 +193,28 @@ def names(templates: Sequence[str] = CAPTION) -> list[list[str]]:
 
 
 def digits(templates: Sequence[str] = CAPTION) -> list[list[str]]:
-    """One list of sentences for each of the ten digits."""
+    """One list of sentences for each of the ten digits.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.words_study.digits(["{name}"])[:3]
+        [['zero'], ['one'], ['two']]
+    """
     first = list(captions.VALUES["name"]).index("zero")
     return names(templates)[first:]
 
 
 def styles(*, named: bool = True) -> list[list[str]]:
-    """One list of sentences for each style: with every name in turn, or with none."""
+    """One list of sentences for each style: with every name in turn, or with none.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.words_study.styles(named=False)  # doctest: +NORMALIZE_WHITESPACE
+        [['a regular upright character'], ['a bold upright character'], ['a regular italic
+        character'], ['a bold italic character']]
+        >>> [len(sentences) for sentences in tl.words_study.styles()]
+        [40, 40, 40, 40]
+    """
     found = []
     for style in captions.STYLES:
         weight, slant = style.split()
@@ -189,20 +230,48 @@ def styles(*, named: bool = True) -> list[list[str]]:
 
 
 def head(model: nn.Module, sentences: Sequence[Sequence[str]]) -> Head:
-    """Classes made of sentences, for the embeddings of a model."""
+    """Classes made of sentences, for the embeddings of a model.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.words_study.digits()
+        >>> model = tl.contrastive.two_towers(tl.contrastive.vocabulary(sum(digits, [])))
+        >>> tl.words_study.head(model, digits)
+        zero-shot: 10 classes, from words alone
+    """
     assert isinstance(model, TwoTowers)
     weight = contrastive.class_embeddings(model.embed_texts, sentences)
     return contrastive.zero_shot(weight, scale=model.scale)
 
 
 def embedded(model: nn.Module, data: Dataset) -> Dataset:
-    """The same data set with embeddings in the place of pictures, and the same log of readings."""
+    """The same data set with embeddings in the place of pictures, and the same log of readings.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> model = tl.contrastive.two_towers(["a", "digit", "zero"])
+        >>> data = tl.words_study.embedded(model, tl.datasets.digits().few(1))
+        >>> data  # doctest: +NORMALIZE_WHITESPACE
+        Dataset 'digits': 10 classes; train 10, validation 300, test 497; split '100/30/rest
+        per class, seed 0'
+        >>> data.x.shape
+        torch.Size([807, 64])
+    """
     assert isinstance(model, TwoTowers)
     return dataclasses.replace(data, x=contrastive.embed(model, data.x))
 
 
 def on_pictures(model: nn.Module, chosen: Head) -> Callable[[Tensor], Tensor]:
-    """A head behind its image tower: a predictor of pictures."""
+    """A head behind its image tower: a predictor of pictures.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.words_study.digits()
+        >>> model = tl.contrastive.two_towers(tl.contrastive.vocabulary(sum(digits, [])))
+        >>> predict = tl.words_study.on_pictures(model, tl.words_study.head(model, digits))
+        >>> predict(tl.datasets.digits().train.x[:5]).shape
+        torch.Size([5, 10])
+    """
     assert isinstance(model, TwoTowers)
     return lambda x: chosen(contrastive.embed(model, x))
 
@@ -433,7 +502,17 @@ def few_labels(
 def heads_of(
     model: nn.Module, data: Dataset, *, seed: int, shots: Sequence[int], draws: int
 ) -> dict[tuple[int, int, str], Head]:
-    """The heads of :data:`METHODS` by number of labels and draw."""
+    """The heads of :data:`METHODS` by number of labels and draw.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> digits = tl.words_study.digits()
+        >>> model = tl.contrastive.two_towers(tl.contrastive.vocabulary(sum(digits, [])))
+        >>> data = tl.datasets.digits()
+        >>> heads = tl.words_study.heads_of(model, data, seed=0, shots=(1,), draws=1)
+        >>> heads.keys()
+        dict_keys([(1, 0, 'zero-shot'), (1, 0, 'probe'), (1, 0, 'both'), (1, 0, 'average')])
+    """
     assert isinstance(model, TwoTowers)
     text = contrastive.class_embeddings(model.embed_texts, digits())
     zero = contrastive.zero_shot(text, scale=model.scale)
@@ -456,7 +535,18 @@ def heads_of(
 
 
 def average_heads(first: Head, second: Head, *, alpha: float = 0.5) -> Head:
-    """(1 − α) of one head's weights and α of another's, as WiSE-FT does with whole networks."""
+    """(1 − α) of one head's weights and α of another's, as WiSE-FT does with whole networks.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> one, other = (
+        ...     tl.contrastive.Head(torch.eye(2) * size, scale=1.0) for size in (1.0, 3.0)
+        ... )
+        >>> tl.words_study.average_heads(one, other).weight
+        tensor([[2., 0.],
+                [0., 2.]])
+    """
     mixed = combine.interpolate_states(
         {"weight": first.weight}, {"weight": second.weight}, alpha=alpha
     )

@@ -84,6 +84,15 @@ def few(data: Dataset, n: int, *, draw: int) -> Dataset:
 
     Raises:
         ValueError: if there are not that many, or fewer than one a class is asked for.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer")
+        >>> few = tl.xrays.few(bank, 30, draw=0)
+        >>> few.train
+        train split: 30 examples, 2 classes
+        >>> few.classes, few.train.y.bincount()
+        (('normal', 'pneumonia'), tensor([ 3, 27]))
     """
     rows, m = np.flatnonzero(data.split == "train"), len(data.classes)
     if not m <= n <= len(rows):
@@ -117,18 +126,46 @@ def _counts(sizes: np.ndarray, n: int) -> np.ndarray:
 
 
 def shares(data: Dataset) -> list[float]:
-    """The share of each class among the training films."""
+    """The share of each class among the training films.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer")
+        >>> bank.classes, [round(share, 2) for share in tl.xrays.shares(bank)]
+        (('normal', 'pneumonia'), [0.1, 0.9])
+    """
     counts = torch.bincount(data.train.y, minlength=len(data.classes))
     return (counts / counts.sum()).tolist()
 
 
 def grey(data: Dataset) -> Dataset:
-    """The films as :func:`~tlhelpers.models.small_resnet` takes them: (n, 1, h, w) in 0..1."""
+    """The films as :func:`~tlhelpers.models.small_resnet` takes them: (n, 1, h, w) in 0..1.
+
+    Example:
+        >>> import dataclasses
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits()
+        >>> films = dataclasses.replace(digits, x=(255 * digits.x).byte().expand(-1, 3, -1, -1))
+        >>> films.x.shape, films.x.dtype
+        (torch.Size([1797, 3, 16, 16]), torch.uint8)
+        >>> grey = tl.xrays.grey(films)
+        >>> grey.x.shape, grey.x.dtype
+        (torch.Size([1797, 1, 16, 16]), torch.float32)
+    """
     return dataclasses.replace(data, x=data.x[:, :1].float() / 255)
 
 
 def pixels(data: Dataset) -> Dataset:
-    """The films as features for a probe: each pixel one, (n, h w) in 0..1, and no network."""
+    """The films as features for a probe: each pixel one, (n, h w) in 0..1, and no network.
+
+    Example:
+        >>> import dataclasses
+        >>> import tlhelpers as tl
+        >>> digits = tl.datasets.digits()
+        >>> films = dataclasses.replace(digits, x=(255 * digits.x).byte().expand(-1, 3, -1, -1))
+        >>> tl.xrays.pixels(films).x.shape
+        torch.Size([1797, 256])
+    """
     return dataclasses.replace(data, x=(data.x[:, 0].float() / 255).flatten(1))
 
 
@@ -139,7 +176,16 @@ def _train_only(data: Dataset) -> Dataset:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Augmentation for grey films with one or three equal channels, bytes or floats in 0..1."""
+    """Augmentation for grey films with one or three equal channels, bytes or floats in 0..1.
+
+    Example:
+        >>> import torch
+        >>> import tlhelpers as tl
+        >>> films = torch.randint(256, (4, 3, 28, 28), dtype=torch.uint8)
+        >>> shifted = tl.xrays.JITTER(films, torch.Generator().manual_seed(0))
+        >>> shifted.shape, shifted.dtype
+        (torch.Size([4, 3, 28, 28]), torch.float32)
+    """
 
     shift: Shift
 
@@ -233,7 +279,15 @@ def finetune(
 
 
 def units(network: PhotoClassifier) -> list[nn.Module]:
-    """The parts of a photo classifier's body that hold parameters, from the image on."""
+    """The parts of a photo classifier's body that hold parameters, from the image on.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> network = tl.models.photo_classifier("squeezenet1_1", 2, weights=None, size=64)
+        >>> units = tl.xrays.units(network)
+        >>> len(units), type(units[0]).__name__, type(units[-1]).__name__
+        (9, 'Conv2d', 'Fire')
+    """
     body: Any = getattr(network.body, "features", network.body)
     return [part for part in body.children() if next(part.parameters(), None) is not None]
 
@@ -259,6 +313,19 @@ def measured(
         trained: the shares of the classes that they were trained with.
         name: of the reading.
         columns: the names of the entries of the keys.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer")
+        >>> probes = {(n, 0): tl.xrays.fit(bank, n, draw=0) for n in (10, 300)}
+        >>> trained, columns = tl.xrays.shares(bank), ("n", "draw")
+        >>> rows = tl.xrays.measured(
+        ...     probes, bank, trained=trained, name="an example", columns=columns
+        ... )
+        >>> [(row["n"], round(row["auc"], 1)) for row in rows]
+        [(10, 0.8), (300, 0.9)]
+        >>> [name for name in rows[0] if name.startswith("balanced")]
+        ['balanced_accuracy', 'balanced_accuracy_equal', 'balanced_accuracy_tuned']
     """
     variants: dict[tuple[Key, str], Any] = {}
     for key, predictor in predictors.items():
@@ -326,6 +393,15 @@ def fit(data: Dataset, n: int, *, draw: int, run: Run | None = None) -> Probe:
         n: number of labels, see :func:`few`.
         draw: the seed of the draw.
         run: device.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> bank = tl.features.load("pneumonia/last_layer")
+        >>> for n in (10, 300):
+        ...     probe = tl.xrays.fit(bank, n, draw=0)
+        ...     print(n, f"{tl.evaluate.validate(probe, bank.validation, metric='auc').value:.2f}")
+        10 0.89
+        300 0.97
     """
     return probe.fit(_train_only(few(data, n, draw=draw)), ridge=RIDGE, scale="common", run=run)
 

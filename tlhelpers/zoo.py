@@ -64,6 +64,12 @@ class Source:
 
     Raises:
         ValueError: if the objective is unknown.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> source = tl.zoo.Source(name="vowels", text="five letters", alphabets=tuple("AEIOU"))
+        >>> source.objective, source.widths
+        ('characters', (16, 32, 64))
     """
 
     name: str
@@ -118,7 +124,13 @@ _BY_NAME = MappingProxyType({source.name: source for source in SOURCES})
 
 
 def names() -> tuple[str, ...]:
-    """The names of the source networks."""
+    """The names of the source networks.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.zoo.names()[:4]
+        ('letters', 'five_letters', 'greek', 'cyrillic')
+    """
     return tuple(_BY_NAME)
 
 
@@ -127,6 +139,11 @@ def source(name: str) -> Source:
 
     Raises:
         ValueError: if there is none of that name.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.zoo.source("greek").alphabets, tl.zoo.source("rotation").text
+        (('greek_upper', 'greek_lower'), 'letters without labels: which way up?')
     """
     if name not in _BY_NAME:
         raise ValueError(f"the zoo has no source {name!r}; it has {', '.join(_BY_NAME)}.")
@@ -144,6 +161,12 @@ def load(name: str, classes: int | None = None, *, seed: int = 0) -> SmallResNet
 
     Raises:
         ValueError: if there is none of that name.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> greek = tl.zoo.load("greek")
+        >>> greek.head.out_features, tl.zoo.load("greek", classes=10).head.out_features
+        (49, 10)
     """
     chosen = source(name)
     if chosen.objective == "nothing":
@@ -160,6 +183,15 @@ def describe() -> pd.DataFrame:
 
     ``own_task`` is the accuracy on held-out images of what it was pretrained for, from the record
     ``zoo/pretrained``. It can only be compared where the tasks are the same.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.zoo.describe()[["source", "classes", "features", "parameters"]].tail(4)
+              source  classes  features  parameters
+        10  rotation        4        64       77364
+        11      wide       52       128      313492
+        12    narrow       52        32       21196
+        13    random       52        64       80484
     """
     known = records.load("zoo/pretrained").to_frame().set_index("source")
     rows = []
@@ -186,6 +218,11 @@ def data(source: Source, *, images: int = IMAGES, seed: int = 0) -> Dataset:
         source: its declaration.
         images: how many, all splits together; the classes share them evenly.
         seed: of the images, and of what is shuffled or turned.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.zoo.data(tl.zoo.source("rotation"), images=260)
+        Dataset 'turned': 4 classes; train 156, validation 52, test 52; split 'random, seed 0'
     """
     per_class = images // _count(source)
     drawn = datasets.glyphs(
@@ -299,6 +336,17 @@ def target(name: str) -> Dataset:
 
     Raises:
         ValueError: if there is none of that name.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.zoo.target("digits, inverted")  # doctest: +NORMALIZE_WHITESPACE
+        Dataset 'digits, inverted': 10 classes; train 1,000, validation 300, test 497; split
+        '100/30/rest per class, seed 0'
+        >>> tl.zoo.target("klingon")  # doctest: +NORMALIZE_WHITESPACE
+        Traceback (most recent call last):
+            ...
+        ValueError: there is no target 'klingon'; there are: digits; digits, inverted; digits,
+        blurred; hebrew; armenian; georgian, inverted.
     """
     if name not in TARGETS:
         raise ValueError(f"there is no target {name!r}; there are: {'; '.join(TARGETS)}.")
@@ -316,7 +364,14 @@ def target(name: str) -> Dataset:
 
 
 def few(task: Dataset, draw: int, *, k: int = K) -> Dataset:
-    """The target with k labels a class and nothing else to choose by: no validation split."""
+    """The target with k labels a class and nothing else to choose by: no validation split.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> tl.zoo.few(tl.zoo.target("digits"), draw=0, k=5)  # doctest: +NORMALIZE_WHITESPACE
+        Dataset 'digits': 10 classes; train 50, validation 0, test 497; split '100/30/rest per
+        class, seed 0'
+    """
     chosen = task.few(k, draw=draw)
     return chosen.subset(np.flatnonzero(chosen.split != "validation"))
 
@@ -334,6 +389,15 @@ def finetune(
         task: a target, as :func:`few` gives it.
         run: seed of the head and of the order, and device.
         recipe: how; by default the one for all.
+
+    Example:
+        >>> import dataclasses
+        >>> import tlhelpers as tl
+        >>> digits, run = tl.zoo.target("digits"), tl.runtime.Run()
+        >>> recipe = dataclasses.replace(tl.zoo.FINE_TUNING, steps=15)
+        >>> network = tl.zoo.finetune("letters", tl.zoo.few(digits, draw=0), run, recipe=recipe)
+        >>> tl.evaluate.validate(network, digits.validation).value > 0.6
+        True
     """
     run = runtime.default(run)
     network = load(name, len(task.classes), seed=run.seed)
