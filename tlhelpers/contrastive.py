@@ -381,8 +381,8 @@ def minimise(
         >>> plan = tl.contrastive.Plan(steps=100, lr=0.2, weight_decay=0.0)
         >>> cpu = tl.runtime.Run()
         >>> history = tl.contrastive.minimise(model, squared_error, noisy_line, plan, cpu)
-        >>> len(history), round(model.weight.item(), 1)
-        (100, 3.0)
+        >>> len(history), round(model.weight.item())
+        (100, 3)
     """
     run = runtime.default(run)
     model.to(run.device).train()
