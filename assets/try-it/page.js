@@ -116,7 +116,7 @@ TryIt.page = (() => {
       element("p", { class: "tl-try-buttons" },
         button("Undo stroke", () => set(drawing.slice(0, -1))),
         button("Clear", () => set([]))),
-      element("p", { class: "tl-try-buttons" }, "Or take a sample: ", choice,
+      element("p", { class: "tl-try-buttons" }, "Sample: ", choice,
         button("Write it", () => set(sample(choice.value, hand++)))),
     );
     return { set, get: () => drawing };
@@ -126,13 +126,13 @@ TryIt.page = (() => {
 
   function start(root, network) {
     const part = (name) => root.querySelector(`[data-part="${name}"]`);
-    let letters = []; // {name, examples: [{image, features}], and the elements that show them}
+    let letters = []; // {name, examples, and the elements that show them}
     let asked = null; // features of the new drawing
 
     const say = (sentence) => { part("heard").textContent = sentence; };
     const example = (drawing) => {
       const pixels = image(drawing);
-      return { image: pixels, features: network.features(pixels) };
+      return { drawing, image: pixels, features: network.features(pixels) };
     };
 
     const teach = sheet(root.querySelector('[data-pad="teach"]'), {
@@ -163,7 +163,7 @@ TryIt.page = (() => {
         letter.name = input.value.trim() || "without a name";
         relabel();
       });
-      letter.add = button("Add the drawing", () => addExample(letter));
+      letter.add = button("Add drawing", () => addExample(letter));
       letter.remove = button("Remove", () => {
         letters = letters.filter((other) => other !== letter);
         letter.card.remove();
@@ -182,7 +182,7 @@ TryIt.page = (() => {
 
     function addExample(letter, drawing = teach.get()) {
       if (!drawing.length) {
-        say("Draw something on the upper paper first, or take a sample.");
+        say("Draw something on this paper first, or write a sample on it.");
         return;
       }
       if (letter.examples.length === EXAMPLES) {
@@ -196,8 +196,11 @@ TryIt.page = (() => {
     }
 
     function deleteExample(letter, i) {
-      letter.examples.splice(i, 1);
-      say(`Example ${i + 1} of ${letter.name} deleted.`);
+      const [{ drawing }] = letter.examples.splice(i, 1);
+      const isFree = !teach.get().length;
+      if (isFree) teach.set(drawing);
+      const where = isFree ? "; its drawing is back on the paper." : ".";
+      say(`Example ${i + 1} of ${letter.name} deleted${where}`);
       relabel();
       (letter.shown.children[Math.min(i, letter.examples.length - 1)] ?? letter.add).focus();
     }
@@ -206,7 +209,7 @@ TryIt.page = (() => {
     function relabel() {
       for (const letter of letters) {
         letter.card.setAttribute("aria-label", letter.name);
-        letter.add.setAttribute("aria-label", `Add the drawing to ${letter.name}`);
+        letter.add.setAttribute("aria-label", `Add drawing to ${letter.name}`);
         letter.remove.setAttribute("aria-label", `Remove ${letter.name}`);
         letter.remove.disabled = letters.length === FEWEST;
         letter.shown.replaceChildren(...letter.examples.map(({ image: pixels }, i) => {
@@ -220,6 +223,9 @@ TryIt.page = (() => {
         }));
       }
       root.querySelector('[data-do="letter"]').disabled = letters.length === MOST;
+      // The demonstration would wipe away what is there.
+      const begun = letters.some((letter) => letter.examples.length);
+      root.querySelector('[data-do="start"]').disabled = begun;
       answer();
     }
 
@@ -253,27 +259,27 @@ TryIt.page = (() => {
       return element("td", {}, inner, element("span", {}, words));
     }
 
-    function reset() {
+    /** Begin with letters of these names, without examples. */
+    function begin(...names) {
       letters.forEach((letter) => letter.card.remove());
       letters = [];
       teach.set([]);
-      addLetter();
-      addLetter();
       ask.set([]);
+      say("");
+      names.forEach((name) => addLetter(name));
     }
 
     function demonstrate() {
-      reset();
-      letters.forEach((letter) => letter.card.remove());
-      letters = [];
-      for (const name of ["gate", "fish", "key"]) addExample(addLetter(name), sample(name, 1));
-      ask.set(sample("fish", 502));
+      begin("gate", "fish", "key");
+      for (const letter of letters) addExample(letter, sample(letter.name, 1));
+      ask.set(sample("fish", 500));
       say("Three letters have an example each, and one of them is drawn anew.");
     }
 
+    const reset = () => begin("letter A", "letter B");
     const actions = { start: demonstrate, reset, letter: () => addLetter() };
     for (const [name, action] of Object.entries(actions))
-      root.querySelector(`[data-do="${name}"]`).addEventListener("click", () => action());
+      root.querySelector(`[data-do="${name}"]`).addEventListener("click", action);
     reset();
     root.querySelector(".tl-try-missing").remove();
     root.querySelector(".tl-try-body").hidden = false;
@@ -286,17 +292,16 @@ TryIt.page = (() => {
 
   /** The table of trials, made where the reader asks for it. */
   function offerTrials(place, network) {
-    const run = button("Measure it in this browser", () => {
+    const run = button("Measure it in this browser", async () => {
       run.disabled = true;
-      run.textContent = "Measuring …";
-      setTimeout(() => { // else the button would not show its new words
-        const found = TryIt.trial.run(TryIt.trial.embedded(network));
-        place.querySelector("tbody").replaceChildren(...found.map(({ words, accuracy }) =>
-          element("tr", {}, element("th", { scope: "row" }, words),
-            element("td", {}, `${(100 * accuracy).toFixed(1)} %`))));
-        place.querySelector("table").hidden = false;
-        run.textContent = "Measured";
-      }, 50);
+      const features = await TryIt.trial.embedded(network, (share) => {
+        run.textContent = `Measuring … ${Math.round(100 * share)} %`;
+      });
+      place.querySelector("tbody").replaceChildren(...TryIt.trial.run(features).map((row) =>
+        element("tr", {}, element("th", { scope: "row" }, row.words),
+          element("td", {}, `${(100 * row.accuracy).toFixed(1)} %`))));
+      place.querySelector("table").hidden = false;
+      run.textContent = "Measured";
     });
     place.prepend(element("p", { class: "tl-try-buttons" }, run));
   }

@@ -10,8 +10,8 @@ TryIt.strokes = (() => {
   const FINE = 2; // subpixels to a pixel along each axis, as characters.MASK_SCALE
   // Pen and size, in pixels of the image. Chosen on Armenian letters, which the network has not
   // learnt and which are used for nothing else here; tests/test_try_it.py looks at both.
-  const PEN = 2;
-  const LENGTH = 15; // of the longer side, with the pen's width
+  const PEN = 1.5;
+  const LENGTH = 13; // of the longer side, with the pen's width
   // A drawing smaller than this share of the paper is a dot: its tremor is not blown up.
   const DOT = 0.03;
 
