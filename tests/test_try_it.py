@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from test_book import CHROMIUM, OVERFLOW, PHONE, serve
 from test_chapters import CHAPTERS, ROOT
 
-from tlhelpers import characters, datasets, models
+from tlhelpers import characters, datasets, fewshot, models
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -266,7 +266,7 @@ def test_letters_never_seen_are_told_apart_as_often_as_the_page_is_sure(engine: 
 def test_what_the_page_tells_to_expect_is_what_it_measures(page: Page) -> None:
     page.get_by_role("button", name="Measure it").click()
     page.get_by_role("button", name="Measured").wait_for(timeout=120_000)
-    shown = page.locator("#try-it-trials tbody td").all_inner_texts()
+    shown = page.locator("#try-it-trials tbody td:nth-of-type(1)").all_inner_texts()
     right = [float(re.fullmatch(r"(\d+\.\d) %", text)[1]) for text in shown]  # type: ignore[index]
     one, five, wrong, tiny, turned, unlike, alike, alike_five = right
     assert five > one + 1, "more examples bring more right answers"
@@ -276,6 +276,31 @@ def test_what_the_page_tells_to_expect_is_what_it_measures(page: Page) -> None:
     assert alike < unlike - 5, "letters that look alike are confused more often"
     assert alike > 60, "one example is often enough"
     assert alike_five > alike + 5, "and more help"
+    intervals = page.locator("#try-it-trials tbody td:nth-of-type(2)").all_inner_texts()
+    for value, interval in zip(right, intervals, strict=True):
+        assert interval == "–" or min(ends := numbers(interval)) <= value <= max(ends)
+    assert intervals.count("–") == 3
+
+
+def numbers(text: str) -> list[float]:
+    return [float(found) for found in re.findall(r"\d+\.\d+", text)]
+
+
+def test_the_interval_over_letters_is_that_of_the_package(engine: Page) -> None:
+    generator = np.random.default_rng(0)
+    classes = generator.random((500, 9)).argsort(1)[:, :5]
+    right = generator.random(500) < 0.5 + 0.05 * classes[:, 0]
+    wanted = fewshot.Result(
+        name="", pool="", class_names=tuple("ABCDEFGHI"), shots=1, queries=1, transductive=False,
+        correct=right[:, None] * np.ones(5), classes=classes, digest="",
+    ).over_classes  # fmt: skip
+    questions = [
+        {"letters": letters, "isRight": bool(is_right)}
+        for letters, is_right in zip(classes.tolist(), right, strict=True)
+    ]
+    found = engine.evaluate("q => TryIt.trial.estimate(q)", questions)
+    ends = [wanted.value, wanted.low, wanted.high]
+    assert [found["accuracy"], found["low"], found["high"]] == pytest.approx(ends, abs=1e-4)
 
 
 def test_a_bad_only_example_makes_a_letter_another_one(engine: Page) -> None:
@@ -293,8 +318,6 @@ def test_a_bad_only_example_makes_a_letter_another_one(engine: Page) -> None:
 
 
 def test_prototypes_are_those_of_the_package(engine: Page) -> None:
-    from tlhelpers import fewshot
-
     generator = torch.Generator().manual_seed(0)
     support = torch.randn(1, 3, 4, 8, generator=generator)
     query = torch.randn(1, 1, 8, generator=generator)
@@ -406,9 +429,9 @@ def test_one_press_shows_what_the_page_is_for(page: Page) -> None:
     assert answer(page).startswith("Nearest prototype: fish,")
     rows = page.locator("#try-it tbody tr")
     assert rows.count() == 3
-    numbers = [[float(n) for n in re.findall(r"[\d.]+", row)] for row in rows.all_inner_texts()]
-    assert min(numbers)[0] == numbers[1][0], "the nearest has the smallest distance"
-    assert max(n[-1] for n in numbers) == numbers[1][-1], "and the largest share"
+    found = [numbers(row) for row in rows.all_inner_texts()]
+    assert min(found)[0] == found[1][0], "the nearest has the smallest distance"
+    assert max(row[-1] for row in found) == found[1][-1], "and the largest share"
     spoken = page.locator("[aria-live=polite]").all_inner_texts()
     assert any("Nearest prototype: fish" in text for text in spoken)
 

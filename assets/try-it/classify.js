@@ -40,6 +40,7 @@ TryIt.trial = (() => {
   const { sample, image, turned, randomness, names } = TryIt.strokes;
   const LOOK_ALIKE = ["gate", "arch"];
   const HANDS = 20; // drawings of each sample letter
+  const STUDENT = { 8: 2.306 }; // 97.5 % quantile of Student's t, by degrees of freedom: nine letters
 
   /** The trials: letters, examples of each, how many of these are drawings of another letter, and
       what is done to the drawings to be recognised. */
@@ -83,8 +84,9 @@ TryIt.trial = (() => {
     return order.slice(0, count);
   }
 
-  /** Whether one query of a trial, with letters and drawings at random, is recognised. */
-  function isRight(features, trial, random) {
+  /** A question of a trial, with letters and drawings at random: its letters, and whether the query,
+      a drawing of the first of them, is recognised. */
+  function question(features, trial, random) {
     const among = trial.of ? trial.of.map((name) => names.indexOf(name)) : names.map((_, i) => i);
     const letters = drawn(among.length, trial.ways ?? among.length, random).map((i) => among[i]);
     let asked = null;
@@ -98,19 +100,33 @@ TryIt.trial = (() => {
       if (way === 0) asked = features[trial.query ?? "as"][letter][hands[0]];
       return examples;
     });
-    return TryIt.prototypes.classify(support, asked).nearest === 0;
+    return { letters, isRight: TryIt.prototypes.classify(support, asked).nearest === 0 };
   }
 
-  /** The share of right answers in each trial: [{words, accuracy}], over `count` questions. */
+  /** The share of right answers: {accuracy, low, high}. The interval is over the choice of the
+      letters (95 %, jackknife, as tlhelpers.fewshot.Result.over_classes); null where each question
+      has the same letters. */
+  function estimate(questions) {
+    const share = (some) => some.filter(({ isRight }) => isRight).length / some.length;
+    const accuracy = share(questions);
+    const all = [...new Set(questions.flatMap(({ letters }) => letters))];
+    const without = all.map((letter) => questions.filter(({ letters }) => !letters.includes(letter)));
+    if (without.some((some) => !some.length)) return { accuracy, low: null, high: null };
+    const m = all.length;
+    const squares = without.reduce((sum, some) => sum + (share(some) - accuracy) ** 2, 0);
+    const half = STUDENT[m - 1] * Math.sqrt(((m - 1) / m) * squares);
+    return { accuracy, low: Math.max(0, accuracy - half), high: Math.min(1, accuracy + half) };
+  }
+
+  /** The trials, each with `count` questions: [{words, accuracy, low, high}]. */
   function run(features, count = 2000) {
     return TRIALS.map((trial) => {
       const signed = randomness(1); // the same questions wherever two trials can have them
       const random = () => (signed() + 1) / 2;
-      let right = 0;
-      for (let n = 0; n < count; n++) right += isRight(features, trial, random);
-      return { words: trial.words, accuracy: right / count };
+      const questions = Array.from({ length: count }, () => question(features, trial, random));
+      return { words: trial.words, ...estimate(questions) };
     });
   }
 
-  return { embedded, run };
+  return { embedded, estimate, run };
 })();

@@ -299,7 +299,9 @@ TryIt.page = (() => {
       });
       place.querySelector("tbody").replaceChildren(...TryIt.trial.run(features).map((row) =>
         element("tr", {}, element("th", { scope: "row" }, row.words),
-          element("td", {}, `${(100 * row.accuracy).toFixed(1)} %`))));
+          element("td", {}, `${(100 * row.accuracy).toFixed(1)} %`),
+          element("td", {}, row.low === null ? "–"
+            : `${(100 * row.low).toFixed(1)} to ${(100 * row.high).toFixed(1)}`))));
       place.querySelector("table").hidden = false;
       run.textContent = "Measured";
     });
