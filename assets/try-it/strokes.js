@@ -1,6 +1,7 @@
 /* Strokes of a pen: as an image for the network, and the sample letters.
 
-   A drawing is a list of strokes, a stroke a list of points [x, y], y downwards, in any unit. */
+   A drawing is a list of strokes, a stroke a list of points [x, y] on a paper of side 1, with y
+   downwards. */
 "use strict";
 
 var TryIt = TryIt || {};
@@ -9,7 +10,8 @@ TryIt.strokes = (() => {
   const SIDE = 16; // pixels, as tlhelpers.characters.GLYPH_SIZE
   const FINE = 2; // subpixels to a pixel along each axis, as characters.MASK_SCALE
   // Pen and size, in pixels of the image. Chosen on Armenian letters, which the network has not
-  // learnt and which are used for nothing else here; tests/test_try_it.py looks at both.
+  // learnt: widths of 1 to 1.75 did alike, larger ones and lengths of 15 and
+  // 16 a point or more worse.
   const PEN = 1.5;
   const LENGTH = 13; // of the longer side, with the pen's width
   // A drawing smaller than this share of the paper is a dot: its tremor is not blown up.
@@ -24,10 +26,10 @@ TryIt.strokes = (() => {
   }
 
   /** A drawing moved and scaled to the middle of the image, in pixels, whatever its size was.
-      The printed letters that the network learnt filled their images in the same way. */
-  function placed(drawing, { pen = PEN, length = LENGTH, paper = 1 } = {}) {
+      So were the printed letters that the network learnt (characters.mask). */
+  function placed(drawing, { pen, length }) {
     const { left, top, width, height } = box(drawing);
-    const scale = (length - pen) / Math.max(width, height, DOT * paper);
+    const scale = (length - pen) / Math.max(width, height, DOT);
     const middle = [left + width / 2, top + height / 2];
     return drawing.map((stroke) =>
       stroke.map((point) => point.map((at, axis) => (at - middle[axis]) * scale + SIDE / 2)),
@@ -39,11 +41,11 @@ TryIt.strokes = (() => {
       The ink of a subpixel is how far it lies within half a pen's width of the nearest line, from
       0 to 1 over the width of a subpixel. It is computed, and not taken from a canvas, because
       browsers smooth lines and shrink pictures each in its own way. */
-  function image(drawing, { pen = PEN, length = LENGTH, paper = 1 } = {}) {
+  function image(drawing, { pen = PEN, length = LENGTH } = {}) {
     const side = SIDE * FINE;
     const ink = new Float64Array(side * side);
     const radius = (pen / 2) * FINE;
-    for (const stroke of placed(drawing, { pen, length, paper })) {
+    for (const stroke of placed(drawing, { pen, length })) {
       const points = stroke.map(([x, y]) => [x * FINE, y * FINE]);
       if (points.length === 1) points.push(points[0]);
       for (let i = 1; i < points.length; i++) drawLine(ink, side, points[i - 1], points[i], radius);
