@@ -359,6 +359,13 @@ def test_links_within_the_book_lead_somewhere(look: Callable[[str], Visit]) -> N
     assert sorted(set(dead)) == []
 
 
+def test_the_network_is_loaded_by_one_page_alone(look: Callable[[str], Visit]) -> None:
+    assert look("chapters/try-it.html").failed == ()
+    loading = [page for page in pages() if "_static/try-it/" in (HTML / page).read_text("utf-8")]
+    assert loading == ["chapters/try-it.html"]
+    assert (HTML / "_static/try-it/weights.js").is_file()
+
+
 def colab_start() -> str:
     setting = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["repository"]
     project = setting["url"].removeprefix("https://github.com/")

@@ -322,6 +322,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     front = "def figure():\n    return ''\n\n\ndef chapters(parts):\n    return ''\n"
     (tmp_path / "tools/front.py").write_text(front)
+    weights = "def write(folder):\n    folder.mkdir(exist_ok=True)\n"
+    (tmp_path / "tools/weights.py").write_text(weights)
     for folder in ("chapters", "tlhelpers", "assets"):
         (tmp_path / folder).mkdir()
     (tmp_path / "assets/book.css").write_text("")

@@ -49,6 +49,7 @@ STATE = BUILD / "state.json"
 LEDGER = BUILD / "ledger.md"
 FRONT = BUILD / "front.md"
 MAP = BUILD / "map.md"
+STATIC = BUILD / "static"  # scripts that are made; Sphinx copies them with those of assets/
 
 # What decides over the form of every page, but not over what its code prints.
 LAYOUT = ("_config.yml", "_toc.yml", "references.bib", "assets", "tools/book.py")
@@ -91,6 +92,7 @@ def build() -> int:
     print("Building the book; code runs where no result for it is kept.")
     ahead = execute_ahead(pages_with_code())
     write_included(executed(pages_with_code()))
+    write_static()
     status = jupyter_book(["-W", "-n", "--keep-going"])
     executions, plain = executions_of(DOCTREES)
     if failed := report_failures(executions, status):
@@ -116,6 +118,7 @@ def page(name: str) -> int:
     remove(PAGE)
     PAGE.mkdir(parents=True)
     write_page_config(chapter)
+    write_static()
     print(f"Building {relative(chapter)}.")
     options = ["--config", str(PAGE / "_config.yml"), "--toc", str(PAGE / "_toc.yml")]
     status = jupyter_book(["-W", "--keep-going", "--path-output", str(PAGE), *options])
@@ -341,6 +344,13 @@ def write_included(notebooks: dict[Path, Any]) -> None:
     LEDGER.write_text(ledger.page(claims), encoding="utf-8")
     FRONT.write_text(front.figure(), encoding="utf-8")
     MAP.write_text(front.chapters(numbered_by_part(notebooks)), encoding="utf-8")
+
+
+def write_static() -> None:
+    """Write the scripts that no one can type: the weights that a page runs in the browser."""
+    import weights
+
+    weights.write(STATIC)
 
 
 def title(page: Path) -> str:
