@@ -9,7 +9,6 @@ split. The result prints as a line and keeps a table of everything that was foun
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,8 @@ Groups = Callable[[str], Any] | Mapping[str, Any] | str | None
 
 ALIKE = 0.99
 """From this :func:`~tlhelpers.duplicates.likeness` on, two pictures may be one. They count as such
-if they are also four times nearer to each other than pictures here usually are to the next one."""
+if each is also four times nearer to the other than to the tenth of its neighbours: where all pictures
+are alike, as small drawings are, likeness alone proves nothing."""
 
 FOLDER = "folder"
 
@@ -42,6 +42,7 @@ _PART_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_NEIGHBOUR, _RATIO = 10, 4
 _BLOCK = 2048  # pictures whose likeness to all others is in memory at a time
 _LEFT_OUT = ["file", "reason"]
 _PAIR, _OF_A_PAIR = ("first", "second"), ("class", "part")
@@ -401,28 +402,28 @@ def _look(tree: _Tree, name: str) -> _Seen | str:
 
 def _copies(table: pd.DataFrame, thumbnails: Tensor) -> pd.DataFrame:
     """The pairs of pictures that show the same, by place in the table."""
-    upright, both = thumbnails[:, 0], thumbnails
-    nearest = torch.zeros(len(upright))
+    upright, mirrored = thumbnails[:, 0], thumbnails[:, 1]
+    far = torch.empty(len(upright))
     near: list[tuple[int, int, float]] = []
     for start in range(0, len(upright), _BLOCK):
         block = upright[start : start + _BLOCK]
-        likeness = torch.maximum(block @ both[:, 0].T, block @ both[:, 1].T)
+        likeness = torch.maximum(block @ upright.T, block @ mirrored.T)
         own = torch.arange(len(block))
         likeness[own, start + own] = -1
-        nearest[start : start + _BLOCK] = likeness.amax(dim=1)
+        nearest = likeness.topk(min(_NEIGHBOUR, len(upright) - 1), dim=1).values
+        far[start : start + len(block)] = nearest[:, -1]
         rows, columns = (likeness >= ALIKE).nonzero(as_tuple=True)
         values = likeness[rows, columns]
         found = zip((rows + start).tolist(), columns.tolist(), values.tolist(), strict=True)
         near += [(i, j, value) for i, j, value in found if i < j]
-    usual = math.sqrt(max(0.0, 2 - 2 * float(nearest.median())))
+    limit = (_distance(far) / _RATIO).tolist()
     # Each to the first of its equals: enough to keep them together.
     equal = table.groupby("digest").groups.values()
     exact = {(int(rows[0]), int(other)) for rows in equal for other in rows[1:]}
     close = {
         (i, j): value
         for i, j, value in near
-        if math.sqrt(max(0.0, 2 - 2 * value)) < usual / 4
-        or table["digest"][i] == table["digest"][j]
+        if (i, j) in exact or _distance(torch.tensor(value)) < min(limit[i], limit[j])
     }
     pairs = sorted(exact | set(close))
     frame = pd.DataFrame(
@@ -435,6 +436,11 @@ def _copies(table: pd.DataFrame, thumbnails: Tensor) -> pd.DataFrame:
         for column in _OF_A_PAIR:
             frame[f"{which}_{column}"] = chosen[column]
     return frame[_COPIES]
+
+
+def _distance(likeness: Tensor) -> Tensor:
+    """The distance of two thumbnails of length 1 with this product."""
+    return (2 - 2 * likeness).clamp_min(0).sqrt()
 
 
 def _without_second_copies(

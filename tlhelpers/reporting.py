@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -361,7 +362,9 @@ def measure(pictures: Pictures, protocol: Protocol, *, run: Run | None = None) -
     rivals = selection[selection["way"].isin((PROBE, TUNED))]
     chosen = str(rivals.loc[rivals["nll"].idxmin(), "way"])  # the probe where both are equal
     written[f"{chosen}, calibrated"] = written[chosen].calibrated(squares)
-    envelopes = written | {(k, d): _Answers.of(p, bank) for (k, d), p in points.items()}
+    envelopes: dict[Any, _Answers] = {**written} | {
+        (k, d): _Answers.of(p, bank) for (k, d), p in points.items()
+    }
     reports = _read(envelopes, pictures)
     clock.end("the one reading")
     curve = [
@@ -552,7 +555,7 @@ def _points(bank: Dataset, ks: Sequence[int], draws: int, run: Run) -> dict[tupl
     return {(k, 0): fitted for k, fitted in firsts.items()} | others
 
 
-def _read(answers: Mapping[object, _Answers], pictures: Pictures) -> dict[object, Report]:
+def _read(answers: Mapping[Any, _Answers], pictures: Pictures) -> dict[Any, Report]:
     """One reading of everything that was written down."""
     data = pictures.data
     sheet = dataclasses.replace(data, x=torch.zeros(len(data), 1))  # the answers need no pictures
