@@ -33,7 +33,7 @@ def test_every_plot_is_drawn(name: str) -> None:
 def test_every_section_says_what_for_and_what_not_for(section: str) -> None:
     text, *rest = PAGE.section(section)
     assert text.source.count("**Answers:**") == 1
-    assert "**Not for** " in text.source
+    assert "**Not for**" in text.source
     assert rest
     assert all(cell.cell_type == "code" for cell in rest)
     if section != "widgets.explore":  # which no chapter needs

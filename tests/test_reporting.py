@@ -139,7 +139,7 @@ def test_a_folder_whose_files_give_the_class_away(tmp_path: Path) -> None:
     home = make(tmp_path / "sizes", sheets=30)
     for path in (home / "level").iterdir():
         Image.open(path).resize((48, 32)).save(path)
-    told = reporting.measure(folders.read(home), protocol(scratch=None)).warnings()
+    told = reporting.measure(folders.read(home), protocol(scratch={})).warnings()
     assert any("format of the files alone" in sentence for sentence in told)
 
 
@@ -149,7 +149,7 @@ def test_equal_classes_are_not_made_into_a_result(tmp_path: Path) -> None:
     for path in home.rglob("*.png"):
         noise = rng.normal(128, 40, (32, 32)).clip(0, 255)
         Image.fromarray(noise.astype(np.uint8)).save(path)
-    found = reporting.measure(folders.read(home), protocol(scratch=None))
+    found = reporting.measure(folders.read(home), protocol(scratch={}))
     assert found.gains()["largest class"].low <= 0
     assert any("no evidence of transfer" in sentence for sentence in found.warnings())
 

@@ -32,8 +32,8 @@ Groups = Callable[[str], Any] | Mapping[str, Any] | str | None
 
 ALIKE = 0.99
 """From this :func:`~tlhelpers.duplicates.likeness` on, two pictures may be one. They count as such
-if each is also four times nearer to the other than to the tenth of its neighbours: where all pictures
-are alike, as small drawings are, likeness alone proves nothing."""
+if each is also four times nearer to the other than to the tenth of its neighbours: where all
+pictures are alike, as small drawings are, likeness alone proves nothing."""
 
 FOLDER = "folder"
 

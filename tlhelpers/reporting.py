@@ -74,6 +74,7 @@ SMALL_SCRATCH: Mapping[str, Recipe] = MappingProxyType(
 MAJORITY, FACTS, UNTRAINED = "largest class", "file facts", "random weights"
 PROBE, TUNED, SCRATCH = "linear probe", "fine-tuned", "from scratch"
 FEW_GROUPS = 12  # with so many or fewer, an interval over groups is too narrow
+FEW_PICTURES = 20  # of a class in the test, fewer of which tell next to nothing of the class
 
 HEADINGS = (
     "Question",
@@ -114,8 +115,9 @@ class Protocol:
         draws: how often the labels of each point are drawn.
         recipes: what fine-tuning chooses from, by name; None for :data:`RECIPES`, or
             :data:`SMALL_RECIPES`.
-        scratch: what training from random weights chooses from; None for no such training, or
-            :data:`SMALL_SCRATCH` for the small network, where it is cheap.
+        scratch: what training from random weights chooses from, nothing for no such training;
+            None for :data:`SMALL_SCRATCH` with the small network, where it is cheap, and for
+            nothing with any other.
 
     Raises:
         ValueError: if a sentence is missing, or a setting cannot be meant.
@@ -362,20 +364,13 @@ def measure(pictures: Pictures, protocol: Protocol, *, run: Run | None = None) -
     rivals = selection[selection["way"].isin((PROBE, TUNED))]
     chosen = str(rivals.loc[rivals["nll"].idxmin(), "way"])  # the probe where both are equal
     written[f"{chosen}, calibrated"] = written[chosen].calibrated(squares)
-    envelopes: dict[Any, _Answers] = {**written} | {
-        (k, d): _Answers.of(p, bank) for (k, d), p in points.items()
-    }
-    reports = _read(envelopes, pictures)
+    drawn = {point: _Answers.of(one, bank) for point, one in points.items()}
+    reports = _read({**written, **drawn}, pictures)
     clock.end("the one reading")
-    curve = [
-        (
-            k,
-            evaluate.mean_interval(
-                [_metric(reports[k, d], protocol) for d in range(protocol.draws)]
-            ),
-        )
-        for k in ks
-    ]
+    curve = []
+    for k in ks:
+        values = [_metric(reports[k, d], protocol) for d in range(protocol.draws)]
+        curve.append((k, evaluate.mean_interval(values)))
     return Result(
         pictures=pictures,
         protocol=protocol,
@@ -608,8 +603,13 @@ def _doubts(result: Result) -> list[str]:
             f"The pretrained features are not clearly better than those of random weights "
             f"({untrained}): this is no evidence of transfer."
         )
-    rival = TUNED if result.chosen == PROBE else PROBE
-    gain = result.gains()[rival]
+    gains = result.gains()
+    if SCRATCH in gains and gains[SCRATCH].low <= 0:
+        found.append(
+            f"The result is not clearly better than the same network trained from random weights "
+            f"({gains[SCRATCH]}): with all these labels, this is no evidence of transfer."
+        )
+    gain = gains[TUNED if result.chosen == PROBE else PROBE]
     if gain.low <= 0 <= gain.high:
         found.append(
             f"The test cannot tell {PROBE} and {TUNED} apart (paired difference {gain}): do not "
@@ -621,10 +621,10 @@ def _doubts(result: Result) -> list[str]:
             f"too narrow."
         )
     sizes = pd.Series(result.final.outcomes.true).value_counts()
-    if sizes.min() < 10:
+    if sizes.min() < FEW_PICTURES:
         found.append(
-            f"A class has {sizes.min()} test pictures: figures of single classes say next to "
-            f"nothing."
+            f"The smallest class has {sizes.min()} test pictures: figures of single classes say "
+            f"next to nothing."
         )
     crossing = pictures.left_out["reason"].str.contains("which is in").sum()
     if crossing:
@@ -647,6 +647,10 @@ def _groups(report: Report) -> int:
 
 def _article(metric: str) -> str:
     return f"an {metric}" if metric[0] in "aeiou" else f"a {metric}"
+
+
+def _counted(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
 def _times(n: int) -> str:
@@ -674,8 +678,8 @@ def _markdown(result: Result) -> str:
         f"*Before any result.*\n\n{protocol.question}\n\nExpected: {protocol.expected}",
         f"*Before any result.*\n\n{protocol.origin}\n\n{protocol.example}\n\n{pictures}.\n\n"
         f"{_table(pictures.to_frame().reset_index())}\n\n{protocol}. Left out: "
-        f"{len(pictures.left_out):,} pictures; pairs of copies: {len(pictures.copies):,}; both are "
-        f"listed in `pictures.left_out` and `pictures.copies`. On validation are chosen: ridge "
+        f"{_counted(len(pictures.left_out), 'picture')}; copies: "
+        f"{_counted(len(pictures.copies), 'pair')}; both are listed in `pictures.left_out` and `pictures.copies`. On validation are chosen: ridge "
         f"weight, settings and epoch of every training, temperature, and probe or fine-tuning.",
         f"{_METRICS[protocol.metric].capitalize()}, 95 % intervals over {result.over}.\n\n"
         f"{_table(result.baselines(), percent=('value', 'low', 'high'))}",
