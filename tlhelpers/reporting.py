@@ -679,7 +679,8 @@ def _markdown(result: Result) -> str:
         f"*Before any result.*\n\n{protocol.origin}\n\n{protocol.example}\n\n{pictures}.\n\n"
         f"{_table(pictures.to_frame().reset_index())}\n\n{protocol}. Left out: "
         f"{_counted(len(pictures.left_out), 'picture')}; copies: "
-        f"{_counted(len(pictures.copies), 'pair')}; both are listed in `pictures.left_out` and `pictures.copies`. On validation are chosen: ridge "
+        f"{_counted(len(pictures.copies), 'pair')}; both are "
+        f"listed in `pictures.left_out` and `pictures.copies`. On validation are chosen: ridge "
         f"weight, settings and epoch of every training, temperature, and probe or fine-tuning.",
         f"{_METRICS[protocol.metric].capitalize()}, 95 % intervals over {result.over}.\n\n"
         f"{_table(result.baselines(), percent=('value', 'low', 'high'))}",
