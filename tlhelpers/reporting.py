@@ -265,7 +265,7 @@ class Result:
 
     @property
     def sentence(self) -> str:
-        """The result as it may be quoted: figure, interval, data, split, choice, baseline."""
+        """The result as it may be quoted, with interval, data, split, choice and baseline."""
         data, value = self.pictures.data, self._value(self.final)
         floor = self._value(self.reports[MAJORITY])
         together = f" in {_groups(self.final):,} groups" if self.final.groups is not None else ""
