@@ -675,3 +675,56 @@ def test_a_report_of_the_book_s_size_takes_well_under_a_second() -> None:
     began = time.process_time()
     evaluate.report(identity, test, name="timed")
     assert time.process_time() - began < 2
+
+
+# --- groups ---------------------------------------------------------------------------------
+
+
+def grouped(size: int, *, groups: int = 60) -> tuple[Any, Any, dict[str, str]]:
+    """A data set whose test images come in groups of a size, each right or wrong as a whole."""
+    rng = np.random.default_rng(0)
+    right = np.repeat(rng.random(groups) < 0.7, size)
+    n = len(right)
+    labels = torch.arange(n + 2) % 2
+    data = Dataset(
+        "grouped", ("a", "b"), torch.zeros(n + 2, 1), labels,
+        np.array(["train"] * 2 + ["test"] * n), tuple(f"{i:05}" for i in range(n + 2)), "given",
+    )  # fmt: skip
+    answers = torch.where(torch.from_numpy(right), labels[2:], 1 - labels[2:])
+    scores = torch.nn.functional.one_hot(answers, 2).float() * 3 - 1
+    names = {i: f"group {g}" for i, g in zip(data.test.ids, np.arange(n) // size, strict=True)}
+    return data, (lambda _: scores), names
+
+
+def test_groups_of_one_image_are_images() -> None:
+    data, predictor, groups = grouped(1)
+    plain = evaluate.report(predictor, data.test, name="plain")
+    by_group = evaluate.report(predictor, data.test, name="by group", groups=groups)
+    assert by_group.top1.value == plain.top1.value
+    width, other = (r.top1.high - r.top1.low for r in (plain, by_group))
+    assert other == pytest.approx(width, rel=0.15)
+
+
+def test_an_interval_over_groups_is_as_wide_as_the_groups_are_few() -> None:
+    data, predictor, groups = grouped(9)
+    plain = evaluate.report(predictor, data.test, name="plain")
+    by_group = evaluate.report(predictor, data.test, name="by group", groups=groups)
+    ratio = (by_group.top1.high - by_group.top1.low) / (plain.top1.high - plain.top1.low)
+    assert ratio == pytest.approx(3, rel=0.2)  # the root of 9 equal images
+    assert "540 test images in 60 groups" in repr(by_group)
+    with pytest.raises(ValueError, match="different groups"):
+        evaluate.difference(plain, by_group)
+    assert evaluate.difference(by_group, by_group).high == 0
+    recall = by_group.per_class()
+    wider = (recall["recall_high"] - recall["recall_low"]).mean()
+    recall = plain.per_class()
+    assert wider > 2 * (recall["recall_high"] - recall["recall_low"]).mean()
+
+
+def test_groups_must_be_whole_and_more_than_one() -> None:
+    data, predictor, groups = grouped(3)
+    with pytest.raises(ValueError, match="1 of 180 have none"):
+        evaluate.report(predictor, data.test, name="x", groups=dict(list(groups.items())[1:]))
+    with pytest.raises(ValueError, match="all 180 test images are of one group"):
+        evaluate.report(predictor, data.test, name="x", groups=dict.fromkeys(groups, "one"))
+    assert data.test.readings == ()

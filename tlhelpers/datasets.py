@@ -51,6 +51,7 @@ DOGS_IMAGENET: tuple[int, ...] = (*(i for i in range(151, 269) if i != 251), 273
 """The 120 breeds among ImageNet's 1,000 classes, in wnid order (251 is the dalmatian)."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".tif", ".tiff")
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in stored pixels, x1 and y1 not included
 
@@ -1377,14 +1378,11 @@ def _require_one_level(source: Folder) -> None:
             f"{len(loose)} pictures lie in {source.label} itself ({_some(loose)}). Move each to "
             f"the folder of its class."
         )
-    if other := [file for file in source.names if file.lower().endswith(_OTHER_PICTURES)]:
+    if other := [file for file in source.names if file.lower().endswith(OTHER_PICTURES)]:
         raise ValueError(
             f"{len(other)} pictures in {source.label} are of a kind that is not read here "
             f"({_some(other)}). Convert them to JPEG, PNG or WebP, or move them away."
         )
-
-
-_OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".tif", ".tiff")
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

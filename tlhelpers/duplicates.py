@@ -100,12 +100,19 @@ def likeness(first: Tensor, second: Tensor) -> float:
     >>> round(likeness(picture, 0.5 * picture.flip(-1)), 4)
     1.0
     """
-    a, b = (_thumbnail(image) for image in (first, second))
-    mirrored = _thumbnail(second.flip(-1))
+    a, b = (thumbnail(image) for image in (first, second))
+    mirrored = thumbnail(second.flip(-1))
     return float(torch.maximum(a @ b, a @ mirrored))
 
 
-def _thumbnail(image: Tensor) -> Tensor:
+def thumbnail(image: Tensor) -> Tensor:
+    """(1024,) the picture as 32 × 32 grey values of mean 0 and length 1; zeros without contrast.
+
+    The product of two thumbnails is their correlation, see :func:`likeness`.
+
+    Args:
+        image: (channels, height, width).
+    """
     grey = F.adaptive_avg_pool2d(image.float().mean(dim=0, keepdim=True), _SIDE).flatten()
     centred = grey - grey.mean()
     return centred / centred.norm().clamp_min(1e-12)
