@@ -112,13 +112,11 @@ class Figure(matplotlib.figure.Figure):
 
     def pixels(self) -> Image.Image:
         """The figure drawn, in RGB, at :data:`SHARPNESS` times the size that a page shows it."""
-        buffer = io.BytesIO()
-        # Packed for a moment only, hence hardly.
-        packing = {"compress_level": 1}
-        self.savefig(
-            buffer, format="png", dpi=SHARPNESS * CSS_PIXELS, facecolor="white", pil_kwargs=packing
-        )
-        return Image.open(buffer).convert("RGB")
+        buffer, dpi = io.BytesIO(), SHARPNESS * CSS_PIXELS
+        self.savefig(buffer, format="raw", dpi=dpi, facecolor="white")
+        width, height = (int(inches * dpi) for inches in self.get_size_inches())
+        drawn = np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
+        return Image.fromarray(drawn).convert("RGB")
 
     def image(self) -> bytes:
         """The figure as the bytes of a PNG or JPEG file."""
@@ -157,9 +155,9 @@ class Figure(matplotlib.figure.Figure):
         return f"<Figure: {self.alt}>"
 
 
-def in_few_colours(image: Image.Image) -> Image.Image:
-    """256 colours, which are enough for lines and bars, and make a third of the bytes."""
-    return image.quantize(256, dither=Image.Dither.NONE)
+def in_few_colours(image: Image.Image, *, colours: int = 256) -> Image.Image:
+    """So many colours, which are enough for lines and bars, and make a third of the bytes."""
+    return image.quantize(colours, dither=Image.Dither.NONE)
 
 
 def figure(

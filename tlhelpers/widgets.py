@@ -246,25 +246,28 @@ def _changes(image: Image.Image, first: Image.Image) -> Image.Image:
     """
     if image.size != first.size:
         return image
-    differs = (np.asarray(image) != np.asarray(first)).any(axis=2)
+    pixels = np.asarray(image)
+    differs = (pixels != np.asarray(first)).any(axis=2)
     height, width = differs.shape
     padded = np.pad(differs, ((0, -height % _TILE), (0, -width % _TILE)))
     tiles = padded.reshape(-(-height // _TILE), _TILE, -1, _TILE).any(axis=(1, 3))
     tiles = ndimage.binary_dilation(tiles, np.ones((3, 3)))
     shown = tiles.repeat(_TILE, axis=0).repeat(_TILE, axis=1)[:height, :width]
-    changes = image.copy()
-    changes.putalpha(Image.fromarray(shown))
-    return changes
+    changes = np.zeros((height, width, 4), np.uint8)
+    changes[shown] = np.dstack([pixels, np.full_like(pixels[..., :1], 255)])[shown]
+    return Image.fromarray(changes)
 
 
 def _webp(image: Image.Image) -> str:
     """An image as base64, in the smallest lossless format that every browser shows."""
-    small = in_few_colours(image.convert("RGB"))
-    if image.mode == "RGBA":
-        small = small.convert("RGB")
-        small.putalpha(image.getchannel("A"))
+    pixels = np.array(image.convert("RGBA"))
+    drawn = pixels[..., 3] > 0
+    if drawn.any():
+        # WebP packs 256 colours best, and the clear places take one.
+        few = in_few_colours(Image.fromarray(pixels[drawn][None, :, :3].copy()), colours=255)
+        pixels[drawn, :3] = np.asarray(few.convert("RGB"))[0]
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", lossless=True)
+    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
