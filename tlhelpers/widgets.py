@@ -149,13 +149,13 @@ class Explorer:
                 yield (
                     f'<p><label for="{at}">{label}: <output>{html.escape(said[start])}</output>'
                     f'</label><br><input type="range" id="{at}" min="0" max="{len(values) - 1}" '
-                    f'step="1" value="{start}" aria-valuetext="{html.escape(said[start])}" '
+                    f'step="1" value="{start}" autocomplete="off" aria-valuetext="{html.escape(said[start])}" '
                     f"data-said='{html.escape(json.dumps(said))}' "
                     f'style="width: min(100%, 24rem)"></p>'
                 )
                 continue
             buttons = "".join(
-                f'<label style="margin-right: 1em"><input type="radio" name="{at}" value="{i}"'
+                f'<label style="display: inline-block; margin-right: 1em"><input type="radio" name="{at}" value="{i}" autocomplete="off"'
                 f"{' checked' if i == start else ''}> {html.escape(text)}</label>"
                 for i, text in enumerate(said)
             )
@@ -280,7 +280,8 @@ _FIRST = (
     "print-color-adjust: exact"
 )
 
-# A reader who hears the page is told what the new figure shows; without script the first figure
+# A browser that remembered a control's place (hence "autocomplete") would show another figure with
+# it. A reader who hears the page is told what the new figure shows; without script the first figure
 # and all the numbers stay.
 _PAGE = """\
 <div class="tl-explorer" id="{name}">
