@@ -149,13 +149,15 @@ class Explorer:
                 yield (
                     f'<p><label for="{at}">{label}: <output>{html.escape(said[start])}</output>'
                     f'</label><br><input type="range" id="{at}" min="0" max="{len(values) - 1}" '
-                    f'step="1" value="{start}" autocomplete="off" aria-valuetext="{html.escape(said[start])}" '
+                    f'step="1" value="{start}" aria-valuetext="{html.escape(said[start])}" '
+                    f'autocomplete="off" '
                     f"data-said='{html.escape(json.dumps(said))}' "
                     f'style="width: min(100%, 24rem)"></p>'
                 )
                 continue
             buttons = "".join(
-                f'<label style="display: inline-block; margin-right: 1em"><input type="radio" name="{at}" value="{i}" autocomplete="off"'
+                f'<label style="display: inline-block; margin-right: 1em">'
+                f'<input type="radio" name="{at}" value="{i}" autocomplete="off"'
                 f"{' checked' if i == start else ''}> {html.escape(text)}</label>"
                 for i, text in enumerate(said)
             )
