@@ -2,7 +2,7 @@
 
     python experiments/finetuning.py
 
-About eight minutes on two CPU cores. Needs no data, but Optuna: ``pip install "tlhelpers[tune]"``.
+About ten minutes on two CPU cores. Needs no data, but Optuna: ``pip install "tlhelpers[tune]"``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tlhelpers import ablation
 STUDIES = {
     "ablation": ablation.study,
     "unfreeze": ablation.depth_study,
+    "rates": ablation.rates_study,
     "tuning": ablation.tuning_study,
 }
 

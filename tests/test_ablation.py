@@ -168,6 +168,23 @@ class TestRecords:
         assert record.result["validation_loss_saved"] >= 0
         assert len(record.curve) == 4
 
+    def test_rates_study_watches_what_no_run_has_seen(self) -> None:
+        few, rest = task(3)
+        watched = ablation._watched(3)
+        assert watched.train.ids == few.train.ids
+        assert watched.validation.ids == rest.ids
+
+    def test_rates_study_pairs_every_rate_with_every_depth(
+        self, monkeypatch: pytest.MonkeyPatch, source: str
+    ) -> None:
+        original = ablation.tune
+        monkeypatch.setattr(ablation, "tune", lambda v, d, r, **_: original(v, d, r, source=source))
+        monkeypatch.setattr(ablation, "RATES", (1e-3, 1e-1))
+        record = ablation.rates_study(CPU, seeds=(0, 1))
+        assert len(record.curve) == 2 * (1 + 2 * 3)
+        assert all(row["step"] == [10] for row in record.curve)
+        assert "baseline minus head only, rate 0.1" in record.result
+
     def test_shipped_records_are_of_the_variants_here(self) -> None:
         runs = tl.records.get("glyphs/ablation").to_frame()
         assert list(dict.fromkeys(runs["variant"])) == [v.name for v in VARIANTS]

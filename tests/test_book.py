@@ -62,12 +62,17 @@ FACTS = r"""
     drawings: all(".cell_output svg")
       .filter(e => !e.getAttribute("aria-label") && !e.querySelector("title")).length,
     claims: all(".tl-claim").length,
+    explorers: all(".tl-explorer").length,
     stderr: all(".cell_output .stderr, .cell_output .traceback").map(e => e.textContent.trim()),
     links: all("a[href]").map(e => e.href),
     ids: all("[id]").map(e => e.id),
     text: article.textContent,
   };
 }
+"""
+SHOWN = """
+explorer => Array.from(explorer.querySelectorAll("img")).filter(e => e.checkVisibility())
+  .map(e => [e.alt, e.src])
 """
 OVERFLOW = """
 () => {
@@ -105,6 +110,7 @@ class Visit:
         outside: requests that it made to other sites; they were refused.
         facts: what the page consists of, see ``FACTS``.
         overflow: what is wider than a telephone; empty if nothing is.
+        unmoved: what the keyboard does not move as it should in the figures with controls.
         light, dark: theme, lightness of ground and ink (0 to 1), before and after the theme's
             button was pressed.
     """
@@ -115,6 +121,7 @@ class Visit:
     outside: tuple[str, ...]
     facts: dict[str, Any]
     overflow: tuple[str, ...]
+    unmoved: tuple[str, ...]
     light: dict[str, Any]
     dark: dict[str, Any]
 
@@ -142,6 +149,7 @@ def visit(browser: Browser, address: str) -> Visit:
         page.goto(address, wait_until="load")
         page.evaluate("() => window.MathJax?.startup?.promise")
         facts = page.evaluate(FACTS)
+        unmoved = move_controls(page)
         light = page.evaluate(LIGHTNESS)
         dark = press_theme_button(page)
         page.set_viewport_size(PHONE)  # type: ignore[arg-type]
@@ -155,9 +163,35 @@ def visit(browser: Browser, address: str) -> Visit:
         tuple(outside),
         facts,
         tuple(overflow),
+        tuple(unmoved),
         light,
         dark,
     )
+
+
+def move_controls(page: Page) -> list[str]:
+    """Move each control of each figure by keyboard; what does not change that should."""
+    wrong = []
+    for number, explorer in enumerate(page.locator(".tl-explorer").all(), 1):
+        controls = explorer.locator("input[type=range], fieldset").all()
+        if not controls:
+            wrong.append(f"figure {number} has no control")
+        for place, control in enumerate(controls, 1):
+            name = f"figure {number}, control {place}"
+            before, picture = explorer.evaluate(SHOWN), explorer.screenshot()
+            chosen = control.locator("input:checked")
+            (chosen if chosen.count() else control).focus()
+            page.keyboard.press("ArrowRight")
+            if explorer.evaluate(SHOWN) == before:  # it may stand at its right end
+                page.keyboard.press("ArrowLeft")
+            after = explorer.evaluate(SHOWN)
+            if len(before) != 1 or len(after) != 1:
+                wrong.append(f"{name}: {len(before)} and {len(after)} images are seen at a time")
+            elif after[0][0] == before[0][0] or after[0][1] == before[0][1]:
+                wrong.append(f"{name}: the figure or its alt text stays")
+            elif explorer.screenshot() == picture:
+                wrong.append(f"{name}: what is seen stays")
+    return wrong
 
 
 def press_theme_button(page: Page) -> dict[str, Any]:
@@ -217,6 +251,10 @@ def phone_width(seen: Visit) -> list[str]:
     return list(seen.overflow)
 
 
+def figures_with_controls(seen: Visit) -> list[str]:
+    return list(seen.unmoved)
+
+
 def dark_mode(seen: Visit) -> list[str]:
     found = []
     if not seen.light["ground"] > seen.light["ink"]:
@@ -243,6 +281,7 @@ CHECKS: dict[str, Callable[[Visit], list[str]]] = {
         mathematics,
         alternative_texts,
         phone_width,
+        figures_with_controls,
         dark_mode,
         program_errors,
         paths_of_machines,
@@ -340,6 +379,11 @@ def test_some_page_has_mathematics(look: Callable[[str], Visit]) -> None:
     assert sum(look(page).facts["formulas"] for page in pages()) > 0
 
 
+def test_some_page_has_a_figure_with_controls(look: Callable[[str], Visit]) -> None:
+    # Else no control would have been moved.
+    assert sum(look(page).facts["explorers"] for page in chapter_pages()) > 0
+
+
 def test_links_within_the_book_lead_somewhere(look: Callable[[str], Visit]) -> None:
     dead = []
     for page in pages():
@@ -402,6 +446,8 @@ WRONG = """<!doctype html><html><head><title>Wrong</title>
 <span class="math">\\(x\\)</span>
 $<span class="math"><mjx-container><mjx-merror>Misplaced &</mjx-merror></mjx-container></span>
 and $$y$$ in /home/somebody/book
+<div class="tl-explorer"><input type="range"><img src="data:," alt="Nothing moves it"></div>
+<div class="tl-explorer"></div>
 <div style="width: 900px">wide</div></body></html>"""
 
 RIGHT = """<!doctype html><html><head><title>Right</title></head>
@@ -411,7 +457,13 @@ document.body.style.background = "#111"; document.body.style.color = "#eee"; }</
 <button class="theme-switch-button" onclick="toggle()">dark</button>
 <img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" alt="Logo">
 <span class="math"><mjx-container>x</mjx-container></span> costs $5 <code>$$</code>
-<svg></svg></body></html>"""
+<svg></svg><div class="tl-explorer">
+<input type="range" max="1" value="1" oninput="
+const [one, two] = document.querySelectorAll('.tl-explorer img');
+two.hidden = value === '0'; one.hidden = value === '1'">
+<img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" alt="First" hidden width="9">
+<img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=#" alt="Second" width="90">
+</div></body></html>"""
 
 FOUND = {
     "console_errors": ["something broke", "undefinedFunction is not defined"],
@@ -426,6 +478,7 @@ FOUND = {
     ],
     "alternative_texts": ["missing.png", "figure.png", "A curve", "1 drawings"],
     "phone_width": [r"9\d\d px wide", "DIV"],
+    "figures_with_controls": ["figure 1, control 1: .* stays", "figure 2 has no control"],
     "dark_mode": ["does not make it dark"],
     "program_errors": ["Warning!"],
     "paths_of_machines": ["/home/"],

@@ -7,8 +7,11 @@ import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from docutils.utils.math import MathError
+
+from tlhelpers import plots, widgets
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import ebook  # scripts' folder, not a package
@@ -33,6 +36,25 @@ def test_a_page_becomes_xml_with_its_text(body: str) -> None:
     assert "d();" not in text
     for word in ("one", "two", "b & c", "0.05 & more", "after"):
         assert word not in body.replace("&nbsp;", " ").replace("&amp;", "&") or word in text
+
+
+def test_a_figure_with_controls_becomes_a_figure() -> None:
+    def draw(shots: int = 5, method: str = "probe") -> tuple[plots.Figure, pd.DataFrame]:
+        figure, axes = plots.figure(alt=f"A line for {shots} shots by {method}.")
+        axes.plot([0, shots])
+        return figure, pd.DataFrame({"shots": [shots]})
+
+    explorer = widgets.explore(draw, shots=[1, 5], method=["k-NN", "probe"])
+    page = ebook.well_formed(f"{HEAD}{explorer.html()}</body></html>")
+    found = ElementTree.fromstring(page)
+    tag = "{http://www.w3.org/1999/xhtml}"
+    assert [e.get("alt") for e in found.iter(f"{tag}img")] == ["A line for 5 shots by probe."]
+    assert not list(found.iter(f"{tag}input"))
+    assert [" ".join("".join(e.itertext()).split()) for e in found.iter(f"{tag}label")] == [
+        "shots: 5",
+        "probe",
+    ]
+    assert len(list(found.iter(f"{tag}tr"))) == 1 + 4
 
 
 def test_a_repacked_book_is_whole_and_its_pages_are_xml(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -11,12 +13,29 @@ from typing import Any
 import ipywidgets
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
+from nbformat import v4
+from PIL import Image, ImageChops
 from playwright.sync_api import Page, sync_playwright
 
 from tlhelpers import plots, widgets
 from tlhelpers.plots import Figure
 
+STYLE = Path(__file__).parents[1] / "assets" / "book.css"
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+VIEW = "application/vnd.jupyter.widget-view+json"
+IN_A_NOTEBOOK = """
+import pandas as pd
+from tlhelpers import plots, widgets
+
+
+def draw(shots=1):
+    figure, axes = plots.figure(alt=f"A line for {shots} shots.")
+    return figure, pd.DataFrame({"shots": [shots]})
+
+
+widgets.explore(draw, shots=[1, 5])
+"""
 SHOTS, METHODS = [1, 5, 20], ["probe", "k-NN & <more>"]
 
 
@@ -89,6 +108,22 @@ class TestPage:
                (explorer(), other)]  # fmt: skip
         assert len(set(ids)) == 2
 
+    def test_only_the_first_figure_is_there_whole(self) -> None:
+        def marked(at: int) -> tuple[Figure, pd.DataFrame]:
+            figure, frame = draw()
+            figure.axes[0].plot([at, at], [5, 6], marker="")
+            return figure, frame
+
+        images = Tags(widgets.explore(marked, at=[1, 2, 3]).html()).of("img")
+        whole, *changes = (len(image["src"] or "") for image in images)
+        assert [image["class"] for image in images].count("tl-figure") == 1
+        assert max(changes) < whole / 3
+
+    def test_a_figure_of_another_size_is_there_whole(self) -> None:
+        small, large = (Image.new("RGB", size, "white") for size in ((64, 40), (64, 48)))
+        assert widgets._changes(large, small) is large
+        assert widgets._changes(small.copy(), small).getchannel("A").getextrema() == (0, 0)
+
     def test_is_the_same_every_time(self) -> None:
         assert explorer().html() == explorer().html()
 
@@ -135,6 +170,16 @@ class TestLive:
         buttons.value = 1
         box.update()
         assert asked[-1] == {"shots": 20, "method": METHODS[1]}
+
+    @pytest.mark.parametrize(("static", "kind"), [("", VIEW), ("1", "text/html")])
+    def test_a_kernel_shows_controls_unless_a_page_is_built(
+        self, static: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(widgets.STATIC_VARIABLE, static)
+        notebook = v4.new_notebook(cells=[v4.new_code_cell(IN_A_NOTEBOOK)])
+        NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+        (output,) = notebook.cells[0].outputs
+        assert kind in output["data"]
 
     def test_outside_a_notebook_it_is_the_page(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert repr(explorer()) == "<Explorer of shots: 1, 5, 20; method: probe, k-NN & <more>>"
@@ -188,6 +233,39 @@ class TestInABrowser:
         assert slider.get_attribute("aria-valuetext") == "1"
         assert page.locator("output").inner_text() == "1"
         assert page.locator("[aria-live]").inner_text() == "A line for 1 shots by probe."
+
+    @pytest.mark.parametrize("theme", ["light", "dark"])
+    def test_a_browser_puts_the_changes_where_they_belong(self, page: Page, theme: str) -> None:
+        page.add_style_tag(path=str(STYLE))
+        page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+        page.evaluate("document.querySelector('main').classList.add('bd-article')")
+        page.get_by_label("shots").fill("2")
+        seen = self.picture(page)
+        # The same figure, whole, in the same place.
+        whole = io.BytesIO()
+        draw(20, "probe")[0].pixels().save(whole, "PNG")
+        data = base64.b64encode(whole.getvalue()).decode()
+        page.evaluate(
+            "data => { const image = document.querySelector('.tl-frame:not([hidden]) img');"
+            "image.style.background = 'white'; image.src = 'data:image/png;base64,' + data;"
+            "return image.decode() }",
+            data,
+        )
+        gap = ImageChops.difference(seen, self.picture(page))
+        assert max(high for _, high in gap.getextrema()) < 40  # 256 colours against all
+
+    @staticmethod
+    def picture(page: Page) -> Image.Image:
+        shot = page.locator(".tl-frame:not([hidden]) img").screenshot()
+        return Image.open(io.BytesIO(shot)).convert("RGB")
+
+    def test_paper_shows_what_is_chosen_and_no_control(self, page: Page) -> None:
+        page.add_style_tag(path=str(STYLE))
+        page.emulate_media(media="print")
+        assert self.shown(page) == ["A line for 5 shots by probe."]
+        assert not page.locator("input:visible").count()
+        visible = page.locator("label:visible").all_inner_texts()
+        assert [" ".join(text.split()) for text in visible] == ["shots: 5", "probe"]
 
     def test_without_script_the_first_figure_and_all_numbers_stay(self, chromium: Any) -> None:
         page = chromium.new_context(java_script_enabled=False).new_page()

@@ -361,6 +361,59 @@ def depth_study(run: Run | None = None, *, seeds: Sequence[int] = SEEDS) -> Reco
     return _record("glyphs/unfreeze", runs, gains, seeds, run, fields, start)
 
 
+RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Learning rates of the body that :func:`rates_study` tries; the head keeps its own."""
+
+_WATCH_EVERY = 10  # steps
+
+
+def rates_study(run: Run | None = None, *, seeds: Sequence[int] = range(5)) -> Record:
+    """The record ``glyphs/rates``: each rate of the body with each depth of unfreezing.
+
+    A row of its curve is a run: ``variant``, ``lr``, ``seed``, and over the steps that it was
+    looked at ``step``, ``train_loss`` (mean since the look before) and ``accuracy`` on digits that
+    the run has not seen, which choose nothing.
+    """
+    fields, start = records.provenance(rates_study, command=COMMAND), time.perf_counter()
+    run = runtime.default(run)
+    rows = []
+    for seed in seeds:
+        watched, here = _watched(seed), dataclasses.replace(run, seed=seed)
+        for name in DEPTHS:
+            # Where the head alone learns, the body's rate is of no account.
+            for lr in RATES if name != "head only" else (BASELINE.lr,):
+                change = {"lr": lr, "validate_every": _WATCH_EVERY}
+                history = tune(dataclasses.replace(_BY_NAME[name], change=change), watched, here)[1]
+                rows.append(
+                    {
+                        "variant": name,
+                        "lr": lr,
+                        "seed": seed,
+                        "step": history["step"].tolist(),
+                        "train_loss": history["train_loss"].round(4).tolist(),
+                        "accuracy": history["validation_top1"].round(4).tolist(),
+                    }
+                )
+    runs = pd.DataFrame(rows)
+    last = runs.assign(accuracy=[values[-1] for values in runs["accuracy"]])
+    wide = last.pivot(index="seed", columns=["variant", "lr"], values="accuracy")
+    gains = {
+        f"{name} minus head only, rate {lr:g}": evaluate.mean_interval(
+            wide[name, lr] - wide["head only", BASELINE.lr], unit="points"
+        )
+        for name in DEPTHS[1:]
+        for lr in RATES
+    }
+    return _record("glyphs/rates", runs, gains, seeds, run, fields, start)
+
+
+def _watched(seed: int) -> Dataset:
+    """The digits of :func:`task`, with those that no run has seen as the validation split."""
+    few, _ = task(seed)
+    whole, taken = datasets.digits().few(K, draw=seed), set(few.validation.ids)
+    return whole.subset(np.array([name not in taken for name in whole.ids]))
+
+
 TRIALS = 15
 
 

@@ -3,7 +3,8 @@
 :func:`explore` takes a function that draws a figure for a setting, and the values that each part of
 the setting may have. In a notebook it calls the function whenever a control is moved. On a built
 page nothing can call it, so the page holds the figure of every setting, and a few lines of script
-that show the one asked for; the page loads nothing from elsewhere.
+that show the one asked for; the page loads nothing from elsewhere. The first figure is there whole,
+of each other one just what differs from it. Without script, and on paper, the first figure stays.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy import ndimage
 
-from tlhelpers.plots import CSS_PIXELS, Figure
+from tlhelpers.plots import CSS_PIXELS, Figure, in_few_colours
 
 LARGEST = 300_000  # bytes of one explorer on a page
 
@@ -76,7 +79,8 @@ class Explorer:
         """
         sizes = [range(len(values)) for values in self.values.values()]
         drawn = {indices: self.draw(indices) for indices in itertools.product(*sizes)}
-        frames = [self._frame(indices, figure) for indices, (figure, _) in drawn.items()]
+        first = drawn[self.start][0].pixels()
+        frames = [self._frame(indices, figure, first) for indices, (figure, _) in drawn.items()]
         name = "tl-" + hashlib.sha256("".join(frames).encode()).hexdigest()[:12]
         made = _PAGE.format(
             name=name,
@@ -123,14 +127,18 @@ class Explorer:
         )
         return f"<Explorer of {'; '.join(parts)}>"
 
-    def _frame(self, indices: tuple[int, ...], figure: Figure) -> str:
+    def _frame(self, indices: tuple[int, ...], figure: Figure, first: Image.Image) -> str:
         width, height = (round(inches * CSS_PIXELS) for inches in figure.get_size_inches())
-        hidden = "" if indices == self.start else " hidden"
+        if indices == self.start:
+            hidden, of, image, ground = "", "tl-figure", first, "white"
+        else:
+            hidden, of, ground = " hidden", "tl-figure tl-change", _FIRST
+            image = _changes(figure.pixels(), first)
         return (
             f'<div class="tl-frame" data-at="{",".join(map(str, indices))}"{hidden}>'
-            f'<img class="tl-figure" alt="{html.escape(figure.alt)}" width="{width}" '
-            f'height="{height}" style="max-width: 100%; height: auto; background: white" '
-            f'src="data:image/webp;base64,{_webp(figure)}"></div>'
+            f'<img class="{of}" alt="{html.escape(figure.alt)}" width="{width}" '
+            f'height="{height}" style="max-width: 100%; height: auto; background: {ground}" '
+            f'src="data:image/webp;base64,{_webp(image)}"></div>'
         )
 
     def _controls(self, page: str) -> Iterator[str]:
@@ -142,12 +150,14 @@ class Explorer:
                     f'<p><label for="{at}">{label}: <output>{html.escape(said[start])}</output>'
                     f'</label><br><input type="range" id="{at}" min="0" max="{len(values) - 1}" '
                     f'step="1" value="{start}" aria-valuetext="{html.escape(said[start])}" '
+                    f'autocomplete="off" '
                     f"data-said='{html.escape(json.dumps(said))}' "
                     f'style="width: min(100%, 24rem)"></p>'
                 )
                 continue
             buttons = "".join(
-                f'<label style="margin-right: 1em"><input type="radio" name="{at}" value="{i}"'
+                f'<label style="display: inline-block; margin-right: 1em">'
+                f'<input type="radio" name="{at}" value="{i}" autocomplete="off"'
                 f"{' checked' if i == start else ''}> {html.escape(text)}</label>"
                 for i, text in enumerate(said)
             )
@@ -230,14 +240,50 @@ def _said(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _webp(figure: Figure) -> str:
-    """A figure as base64, in the smallest lossless format that every browser shows."""
+def _changes(image: Image.Image, first: Image.Image) -> Image.Image:
+    """What differs from the first image, and nothing elsewhere; all of it if the sizes differ.
+
+    Whole tiles, and the tiles around them: where a browser scales both images, their pixels mix
+    with neighbours, and at the seam these are then the same in both.
+    """
+    if image.size != first.size:
+        return image
+    pixels = np.asarray(image)
+    differs = (pixels != np.asarray(first)).any(axis=2)
+    height, width = differs.shape
+    padded = np.pad(differs, ((0, -height % _TILE), (0, -width % _TILE)))
+    tiles = padded.reshape(-(-height // _TILE), _TILE, -1, _TILE).any(axis=(1, 3))
+    tiles = ndimage.binary_dilation(tiles, np.ones((3, 3)))
+    shown = tiles.repeat(_TILE, axis=0).repeat(_TILE, axis=1)[:height, :width]
+    changes = np.zeros((height, width, 4), np.uint8)
+    changes[shown] = np.dstack([pixels, np.full_like(pixels[..., :1], 255)])[shown]
+    return Image.fromarray(changes)
+
+
+def _webp(image: Image.Image) -> str:
+    """An image as base64, in the smallest lossless format that every browser shows."""
+    pixels = np.array(image.convert("RGBA"))
+    drawn = pixels[..., 3] > 0
+    if drawn.any():
+        # WebP packs 256 colours best, and the clear places take one.
+        few = in_few_colours(Image.fromarray(pixels[drawn][None, :, :3].copy()), colours=255)
+        pixels[drawn, :3] = np.asarray(few.convert("RGB"))[0]
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(figure.image())).save(buffer, "WEBP", lossless=True)
+    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-# A reader who hears the page is told what the new figure shows; without script the first figure
+_TILE = 8  # pixels
+
+# Below the changes lies the first figure. Its place is the image's own, without the edge that the
+# dark theme puts around it; paper leaves backgrounds out unless asked for them.
+_FIRST = (
+    "white var(--tl-first) 0 0 / 100% 100% no-repeat content-box border-box; "
+    "print-color-adjust: exact"
+)
+
+# A browser that remembered a control's place (hence "autocomplete") would show another figure with
+# it. A reader who hears the page is told what the new figure shows; without script the first figure
 # and all the numbers stay.
 _PAGE = """\
 <div class="tl-explorer" id="{name}">
@@ -252,6 +298,8 @@ overflow: hidden; clip-path: inset(50%)"></p>
 (() => {{
   const explorer = document.getElementById("{name}");
   const heard = explorer.querySelector(".tl-heard");
+  const first = explorer.querySelector(".tl-frame:not([hidden]) img");
+  explorer.style.setProperty("--tl-first", `url(${{first.src}})`);
   explorer.querySelector(".tl-controls").addEventListener("input", () => {{
     const at = [];
     for (const control of explorer.querySelectorAll("input")) {{

@@ -127,13 +127,21 @@ def repack(source: Path, target: Path) -> None:
     unfinished.replace(target)
 
 
+# Of a figure with controls, what needs a script: an e-book shows the first figure, what was chosen
+# for it, and all the numbers.
+MOVING = (
+    ".tl-frame[hidden], .tl-heard, .tl-explorer noscript, "
+    ".tl-explorer label:has(> input[type=radio]:not([checked])), .tl-explorer input"
+)
+
+
 def well_formed(page: str) -> str:
     """A page of HTML as XML: every element closed, every attribute quoted, no named entity."""
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(page, "html.parser")
-    for script in soup.find_all("script"):
-        script.decompose()
+    for part in (*soup.find_all("script"), *soup.select(MOVING)):
+        part.decompose()
     return soup.decode(formatter="minimal")
 
 
