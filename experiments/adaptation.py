@@ -14,6 +14,7 @@ from tlhelpers import adapt_study
 STUDIES = {
     "compare": adapt_study.compare,
     "larger": adapt_study.larger,
+    "strength": adapt_study.strength,
     "skew": adapt_study.skew,
     "few_labels": adapt_study.few_labels,
 }
