@@ -2,7 +2,8 @@
 
     python experiments/adaptation.py
 
-About six minutes of one CPU core: two for the comparison, three and a half for the larger network.
+About seven minutes of one CPU core: two for the comparison, three and a half for the larger
+network, one for the weights of the MMD.
 """
 
 from __future__ import annotations
