@@ -2,7 +2,8 @@
 
     python experiments/adaptation.py
 
-About six minutes of one CPU core: two for the comparison, three and a half for the larger network.
+About seven minutes of one CPU core: two for the comparison, three and a half for the larger
+network, one for the weights of the MMD.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from tlhelpers import adapt_study
 STUDIES = {
     "compare": adapt_study.compare,
     "larger": adapt_study.larger,
+    "strength": adapt_study.strength,
     "skew": adapt_study.skew,
     "few_labels": adapt_study.few_labels,
 }

@@ -129,6 +129,30 @@ def test_the_accuracy_is_that_of_the_targets_shares() -> None:
     assert skewed.accuracy(report) == pytest.approx(91 / 500)
 
 
+def test_strength_measures_the_same_images_at_each_weight() -> None:
+    record = adapt_study.strength(seeds=(0, 1), weights=(0.0, 10.0), steps=4)
+    frame = record.to_frame()
+    assert record.name == adapt_study.STRENGTH
+    assert frame["way"].tolist() == ["alone", "0", "10"] * 2
+    assert record.result["target_10"] == pytest.approx(frame["target"][[2, 5]].mean())
+    for name in ("source_odds", "source_margin", "target_odds", "target_margin"):
+        assert frame[name].map(len).tolist() == [10 * adapt_study.SHOWN] * 3 + [0] * 3
+
+
+def test_what_is_measured_is_accuracy_and_the_judges() -> None:
+    source, target = adapt_study.pair(0)
+    net = adapt_study.network(0).eval()
+    measured, scores = adapt_study._judged(net, source.validation, target.validation)
+    for name, split in (("source", source.validation), ("target", target.validation)):
+        assert measured[name] == pytest.approx(evaluate.validate(net, split).value)
+        first = torch.argmax(split.y.eq(0).int())  # the first zero
+        logits = net(split.x[first : first + 1])[0].detach()
+        margin = logits[0] - logits[1:].max()
+        assert scores[f"{name}_margin"][0] == pytest.approx(margin.item(), abs=0.006)
+    distance = adapt_study.a_distance(net, source, target)
+    assert measured["told_apart"] == pytest.approx((distance + 2) / 4)
+
+
 def test_skew_and_few_labels_make_their_records() -> None:
     record = adapt_study.skew(seeds=(0, 1), ratios=(1.0, 0.1), methods=("batchnorm",), steps=4)
     assert record.name == adapt_study.SKEW
@@ -142,5 +166,5 @@ def test_skew_and_few_labels_make_their_records() -> None:
 
 
 def test_the_records_are_shipped() -> None:
-    names = {adapt_study.COMPARE, adapt_study.LARGER, adapt_study.SKEW, adapt_study.FEW_LABELS}
-    assert names <= set(records.names())
+    names = {adapt_study.COMPARE, adapt_study.LARGER, adapt_study.STRENGTH, adapt_study.SKEW}
+    assert names | {adapt_study.FEW_LABELS} <= set(records.names())

@@ -1,10 +1,11 @@
 """From printed to handwritten digits: the measurements behind chapter 13.
 
-:func:`pair` is the task, :func:`network` what learns. Four studies make a record each:
+:func:`pair` is the task, :func:`network` what learns. Five studies make a record each:
 
 - :func:`compare` runs every method of ``adapt`` with several settings and seeds, and keeps for each
   evaluation what somebody would choose by, and what came of it; :func:`choose` chooses;
 - :func:`larger` repeats some of it with a larger network;
+- :func:`strength` turns up the weight of one method's domain loss, far beyond its default;
 - :func:`skew` changes the shares of the target's classes, which alignment takes for granted;
 - :func:`few_labels` takes a few target labels instead.
 """
@@ -22,20 +23,33 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tlhelpers import adapt, characters, datasets, discrepancy, evaluate, models, records, train
+from tlhelpers import (
+    _samples,
+    adapt,
+    characters,
+    datasets,
+    discrepancy,
+    evaluate,
+    models,
+    records,
+    train,
+)
 from tlhelpers.adapt import Adapted, Plan
 from tlhelpers.evaluate import Estimate, Report
 from tlhelpers.records import Record
 from tlhelpers.runtime import Run
-from tlhelpers.splits import Dataset
+from tlhelpers.splits import Dataset, Split
 from tlhelpers.train import Recipe
 
 COMMAND = "python experiments/adaptation.py"
 COMPARE, LARGER = "glyphs/adaptation", "glyphs/adaptation_larger"
 SKEW, FEW_LABELS = "glyphs/adaptation_skew", "glyphs/adaptation_few"
+STRENGTH = "glyphs/adaptation_strength"
 SEEDS = (0, 1, 2, 3, 4)
 SKEW_SEEDS = tuple(range(5, 15))  # the classes that are rare differ too, hence more of them
 STEPS, LR = 120, 1e-2  # of every run in the source, unless a setting says otherwise
+STRENGTHS = (0.0, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0)  # the default of "mmd" is 1
+SHOWN = 12  # validation images of each class, in each domain, of which strength() keeps the scores
 RATIOS = (1.0, 0.1)
 SHOTS = (1, 5, 20)
 SKEWED = 500  # target examples to adapt to, so many whatever the shares of the classes
@@ -348,10 +362,104 @@ def _summary(result: Mapping[str, Estimate], seeds: Sequence[int]) -> dict[str, 
     return records.figures(result) | {"interval_over": f"95 %, t, over {len(seeds)} seeds"}
 
 
-def _last(method: str, domains: adapt.Domains, seed: int, steps: int) -> nn.Module:
-    """The last weights of a run with the method's default settings: nothing is chosen."""
-    settled = plan(method, steps=steps, evaluations=1)
+def _last(method: str, domains: adapt.Domains, seed: int, steps: int, **changes: Any) -> nn.Module:
+    """The last weights of a run, with the method's default settings but for ``changes``."""
+    settled = plan(method, steps=steps, evaluations=1, **changes)
     return adapt.fit(network(seed), domains, settled, Run(seed=seed)).networks["last"]
+
+
+# --- how strongly to align ----------------------------------------------------------------
+
+
+def strength(
+    run: Run | None = None,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    weights: Sequence[float] = STRENGTHS,
+    method: str = "mmd",
+    steps: int = STEPS,
+) -> Record:
+    """One method of alignment, with more and more weight on its domain loss.
+
+    The last weights of each run are taken, and everything is measured on validation splits: nothing
+    is chosen, and no test split is read. A judge of the domains is a linear one on the features,
+    which is asked about images that it has not learnt from, as in
+    :func:`~tlhelpers.discrepancy.proxy_a_distance`.
+
+    Args:
+        run: unused, as in :func:`compare`.
+        seeds: each draws the data, their split, the weights and the batches.
+        weights: of the domain loss; with 0 the network sees batches of both domains, but only the
+            source's labels teach it.
+        method: a method of ``adapt`` that adds a domain loss.
+        steps: of each run.
+
+    Returns:
+        the record ``glyphs/adaptation_strength``: a row of the curve for each ``way`` and seed. A
+        way is ``"alone"``, the source alone in its own batches, or a weight. The row has the
+        accuracies ``source`` and ``target``, and ``told_apart``, the share of images whose domain a
+        judge names, both domains counting as much. In the rows of the first seed there are lists
+        over :data:`SHOWN` images of each class, empty ones elsewhere: ``source_odds`` and
+        ``target_odds``, the judge's log odds for "target", and ``source_margin`` and
+        ``target_margin``, the logit of the true class minus the largest other one. The
+        result holds the means, such as ``target_10``.
+    """
+    origin, start = records.provenance(strength, command=COMMAND), time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    for seed in seeds:
+        source, target = pair(seed)
+        domains = adapt.domains(source, target)
+        adapted = {"alone": _last("source_only", domains, seed, steps)} | {
+            f"{weight:g}": _last(method, domains, seed, steps, weight=weight) for weight in weights
+        }
+        for way, net in adapted.items():
+            measured, scores = _judged(net, source.validation, target.validation)
+            shown = scores if seed == seeds[0] else {name: [] for name in scores}
+            rows.append({"way": way, "seed": seed} | measured | shown)
+    table = pd.DataFrame(rows).pivot(index="seed", columns="way")
+    result = {
+        f"{what}_{way}": evaluate.mean_interval(table[what, way])
+        for what in ("source", "target", "told_apart")
+        for way in adapted
+    }
+    return Record(
+        name=STRENGTH,
+        tier="cpu",
+        split="as in glyphs/adaptation, validation",
+        input=f"16 × 16 images; {method}, {steps} steps",
+        seeds=tuple(seeds),
+        curve=tuple(rows),
+        wall_seconds=time.perf_counter() - start,
+        **_summary(result, seeds),
+        **origin,
+    )
+
+
+def _judged(
+    network: nn.Module, source: Split, target: Split
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """What a row of :func:`strength` holds: of all images, and of some image by image."""
+    odds, domain = _samples.domain_scores(
+        features(network, source.x), features(network, target.x), 5, 1.0, 0, balanced=True
+    )
+    named = (odds > 0) == domain
+    measured = {"told_apart": float(named[domain].mean() + named[~domain].mean()) / 2}
+    scores: dict[str, list[float]] = {}
+    for name, split, mine in (("source", source, odds[~domain]), ("target", target, odds[domain])):
+        margin = _margin(network, split)
+        measured[name] = float((margin > 0).mean())
+        some = np.concatenate([np.flatnonzero(split.y == c)[:SHOWN] for c in range(10)])
+        scores[f"{name}_odds"] = mine[some].round(2).tolist()
+        scores[f"{name}_margin"] = margin[some].round(2).tolist()
+    return measured, scores
+
+
+def _margin(network: nn.Module, split: Split) -> np.ndarray:
+    """(n,): the logit of the true class minus the largest other one."""
+    with torch.inference_mode():
+        logits = network(split.x).double()
+    true = nn.functional.one_hot(split.y, logits.shape[1]).bool()
+    return (logits[true] - logits.masked_fill(true, -torch.inf).amax(1)).numpy()
 
 
 # --- other shares of the classes ----------------------------------------------------------
