@@ -1,11 +1,13 @@
-"""Start a chapter, or renew the set-up cell of every chapter: ``python tools/chapter.py --help``.
+"""Start a chapter, or renew what is the same in all: ``python tools/chapter.py --help``.
 
 The set-up cell is the same in every notebook. Its one template is here; the repository comes
-from ``_config.yml`` and the tag from ``tlhelpers.__version__``, so a release needs::
+from ``_config.yml`` and the tag from ``tlhelpers.__version__``. The line in a chapter's box that
+says what its records take follows from the records (``tools/costs.py``). So a release, and a record
+made anew, need::
 
     python tools/chapter.py sync
 
-and ``tests/test_chapters.py`` fails until that was done.
+and the tests fail until that was done.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import costs
 import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -184,7 +187,7 @@ def new(number: str, slug: str, title: str, *, folder: Path = CHAPTERS) -> Path:
 
 
 def sync(*, folder: Path = CHAPTERS) -> list[Path]:
-    """Give every notebook the set-up cell of this edition; return those that changed.
+    """Renew the set-up cell and the costs of every notebook; return those that changed.
 
     Raises:
         ValueError: if a notebook's first code cell is something else.
@@ -195,8 +198,9 @@ def sync(*, folder: Path = CHAPTERS) -> list[Path]:
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         if not code or "find_spec" not in code[0].source:
             raise ValueError(f"{path.name}: the first code cell should be the set-up cell.")
-        if code[0].source != (wanted := setup_cell()):
-            code[0].source = wanted
+        wanted = setup_cell(), costs.opening(notebook)
+        if (code[0].source, notebook.cells[0].source) != wanted:
+            code[0].source, notebook.cells[0].source = wanted
             write(notebook, path)
             changed.append(path)
     return changed
@@ -209,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start.add_argument("number", help="two digits, such as 05")
     start.add_argument("slug", help="such as fine-tuning, for chapters/05-fine-tuning.ipynb")
     start.add_argument("title", help='beginning with a verb, such as "Fine-tune a backbone"')
-    commands.add_parser("sync", help="give every notebook the set-up cell of this edition")
+    commands.add_parser("sync", help="renew set-up cells, and what records cost")
     given = parser.parse_args(arguments)
     try:
         if given.command == "new":
@@ -217,9 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Wrote {path.relative_to(ROOT)}. Add it to _toc.yml and to chapters/index.md.")
         else:
             changed = sync()
-            print(
-                f"Set-up cells renewed: {', '.join(p.name for p in changed) or 'none needed it'}."
-            )
+            print(f"Notebooks renewed: {', '.join(p.name for p in changed) or 'none needed it'}.")
     except (ValueError, FileExistsError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,7 +11,9 @@ All three take the executed chapters of ``make book`` and execute nothing anew.
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
+import html
 import http.server
 import shutil
 import sys
@@ -32,15 +34,44 @@ PDF = book.BUILD / f"{NAME}.pdf"
 MIMETYPE = "mimetype"  # EPUB's first file, which must not be compressed
 PRINT_TIMEOUT = 600_000  # milliseconds: a thousand formulas are set before the page is printed
 
-# On paper: type as small as a book's, a chapter on a page of its own, no line of code cut off.
+# On paper: type as small as a book's, a chapter on a page of its own, no line of code cut off. A
+# box that scrolls is printed as one piece, which leaves half of a page empty before it.
 PAPER = """
 html { font-size: 11px; }
-h1 { break-before: page; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-img, tr, .tl-claim, .tl-record { break-inside: avoid; }
-a.headerlink, button, noscript { display: none; }
+.tl-title { break-after: page; padding-top: 60mm; text-align: center; line-height: 2; }
+.tl-title strong { font-size: 28px; display: block; }
+span[id^="document-"] + section { break-before: page; }
+h1, h2, h3, h4, h5, dt { break-after: avoid; }
+p, pre { orphans: 3; widows: 3; }
+pre, div[class*="highlight"], .cell, .cell_input, .cell_output, .output,
+.pst-scrollable-table-container {
+  overflow: visible !important;
+}
+pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
+img, tr, .sd-card, .tl-claim, .tl-record { break-inside: avoid; }
+a.headerlink, button, noscript, details.hide > summary { display: none !important; }
+"""
+PAGE_NUMBER = """
+<p style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></p>
 """
 
+# Opens what is folded, and turns addresses on this machine into links within the document. The
+# captions in the list of contents are no headings of the book's.
+PREPARE = """front => {
+  const title = document.createElement("div");
+  title.className = "tl-title";
+  title.innerHTML = front;
+  document.body.prepend(title);
+  document.querySelectorAll("details").forEach(e => { e.open = true; });
+  document.querySelectorAll("p.caption[role=heading]").forEach(e => { e.removeAttribute("role"); });
+  for (const link of document.querySelectorAll("a[href]")) {
+    const address = new URL(link.href);
+    if (address.origin !== location.origin) continue;
+    const target = decodeURIComponent(address.hash.slice(1));
+    if (target && document.getElementById(target)) link.setAttribute("href", address.hash);
+    else link.removeAttribute("href");
+  }
+}"""
 
 # --- building -----------------------------------------------------------------------------
 
@@ -61,6 +92,8 @@ def build(form: str, options: Sequence[str], change: Callable[[dict[str, Any]], 
     config = yaml.safe_load((book.ROOT / "_config.yml").read_text("utf-8"))
     config["execute"]["cache"] = str(book.EXECUTED)
     config["sphinx"]["config"]["version"] = config["sphinx"]["config"]["release"] = version()
+    # Values of constants, some of which would fill pages.
+    config["sphinx"]["config"]["autodoc_default_options"]["no-value"] = True
     change(config)
     path = folder / "_config.yml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -164,25 +197,54 @@ def pdf() -> int:
     pages = build("singlehtml", ["--builder", "singlehtml"], without_buttons) / "singlehtml"
     # It is written beside the first page, and its addresses are those of the folder above.
     shutil.copy(pages / "chapters" / "index.html", pages / "all.html")
-    with served(pages) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(f"{address}/all.html", timeout=PRINT_TIMEOUT)
-        page.add_style_tag(content=PAPER)
-        page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
-        page.wait_for_function("window.MathJax?.startup?.promise !== undefined")
-        page.set_default_timeout(PRINT_TIMEOUT)
-        page.evaluate("MathJax.startup.promise")
-        with tempfile.TemporaryDirectory() as folder:
-            unfinished = Path(folder) / PDF.name
-            page.pdf(
-                path=unfinished, format="A4", outline=True, tagged=True,
-                margin={"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
-            )  # fmt: skip
-            shutil.copy(unfinished, PDF)
-        browser.close()
+    with sync_playwright() as playwright:
+        print_page(playwright.chromium, chromium, pages / "all.html", PDF, title_page())
     print(f"The book: {book.relative(PDF)}, {PDF.stat().st_size / 1e6:.1f} MB.")
     return 0
+
+
+def title_page() -> str:
+    """What stands on the first page, as HTML."""
+    import yaml
+
+    config = yaml.safe_load((book.ROOT / "_config.yml").read_text("utf-8"))
+    lines = [
+        f"<strong>{html.escape(config['title'])}</strong>",
+        html.escape(config["author"]),
+        f"Edition {version()}, {datetime.date.today():%B %Y}",
+        config["html"]["extra_footer"],
+    ]
+    return "<br>".join(lines)
+
+
+def print_page(browsers: Any, chromium: str, page: Path, target: Path, front: str) -> None:
+    """Print a page of the folder it lies in; the target is there whole or not at all.
+
+    Args:
+        browsers: Playwright's ``chromium``.
+        chromium: the program.
+        page: the page; a script in it that is called MathJax is waited for.
+        target: the PDF.
+        front: the HTML of a title page.
+    """
+    with served(page.parent) as address:
+        browser = browsers.launch(executable_path=chromium, args=["--no-sandbox"])
+        opened = browser.new_page()
+        opened.set_default_timeout(PRINT_TIMEOUT)
+        opened.goto(f"{address}/{page.name}")
+        opened.add_style_tag(content=PAPER)
+        opened.evaluate(PREPARE, front)
+        opened.wait_for_function("window.MathJax?.startup?.promise !== undefined")
+        opened.evaluate("MathJax.startup.promise")
+        with tempfile.TemporaryDirectory() as folder:
+            unfinished = Path(folder) / target.name
+            opened.pdf(
+                path=unfinished, format="A4", outline=True, tagged=True,
+                display_header_footer=True, header_template="<p></p>", footer_template=PAGE_NUMBER,
+                margin={"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
+            )  # fmt: skip
+            shutil.copy(unfinished, target)
+        browser.close()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
