@@ -28,6 +28,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
 
+# What the set-up cell installs. With the extra for Optuna, which chapter 05 runs and Colab lacks.
+REQUIREMENT = "tlhelpers[tune]"
+
 # Lines of a cell stay under 80 characters, hence the address in a variable of its own.
 SETUP = """\
 # Installs the book's helpers on Colab; does nothing where they are installed.
@@ -35,7 +38,7 @@ import importlib.util
 
 if importlib.util.find_spec("tlhelpers") is None:
     source = "git+{repository}@v{version}"
-    %pip install -q "tlhelpers @ {{source}}"
+    %pip install -q "{requirement} @ {{source}}"
 
 import tlhelpers as tl"""
 SETUP_TAG = "hide-input"  # folded in the book, where it is of no interest; open in Colab
@@ -77,7 +80,7 @@ def version(package: Path = ROOT / "tlhelpers" / "__init__.py") -> str:
 
 def setup_cell() -> str:
     """The source of the set-up cell of this edition."""
-    return SETUP.format(repository=repository(), version=version())
+    return SETUP.format(repository=repository(), version=version(), requirement=REQUIREMENT)
 
 
 def question(key: str, text: str, choices: Sequence[str], *, right: int) -> str:

@@ -41,14 +41,14 @@ html { font-size: 11px; }
 .tl-title { break-after: page; padding-top: 60mm; text-align: center; line-height: 2; }
 .tl-title strong { font-size: 28px; display: block; }
 span[id^="document-"] + section { break-before: page; }
-h1, h2, h3, h4, h5, dt { break-after: avoid; }
+h1, h2, h3, h4, h5, dt, .rubric { break-after: avoid; }
 p, pre { orphans: 3; widows: 3; }
 pre, div[class*="highlight"], .cell, .cell_input, .cell_output, .output,
 .pst-scrollable-table-container {
   overflow: visible !important;
 }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
-img, tr, .sd-card, .tl-claim, .tl-record { break-inside: avoid; }
+img, tr, .cell_input, .sd-col, .tl-claim, .tl-record { break-inside: avoid; }
 a.headerlink, button, noscript, details.hide > summary { display: none !important; }
 """
 PAGE_NUMBER = """

@@ -29,6 +29,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import chapter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -184,7 +185,7 @@ def install_package(python: Path) -> bool:
     """Install the wheel as a chapter's first cell does; whether all that was there stayed."""
     print("Building the wheel, and installing it.", flush=True)
     before = versions(python)
-    pip(python, f"tlhelpers @ {wheel().as_uri()}")
+    pip(python, f"{chapter.REQUIREMENT} @ {wheel().as_uri()}")
     after = versions(python)
     if changed := moved(before, after):
         for name, (old, new) in sorted(changed.items()):
