@@ -15,10 +15,12 @@ import datetime
 import functools
 import html
 import http.server
+import posixpath
 import shutil
 import sys
 import tempfile
 import threading
+import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ import book
 NAME = "transfer-learning"
 EPUB = book.BUILD / f"{NAME}.epub"
 PDF = book.BUILD / f"{NAME}.pdf"
+_OPF = "{http://www.idpf.org/2007/opf}"
 MIMETYPE = "mimetype"  # EPUB's first file, which must not be compressed
 PRINT_TIMEOUT = 600_000  # milliseconds: a thousand formulas are set before the page is printed
 
@@ -122,7 +125,7 @@ def without_buttons(config: dict[str, Any]) -> None:
 
 
 def epub() -> int:
-    """Write the EPUB, and check that every page of it is XML; the exit status."""
+    """Write the EPUB, and look for what keeps it from being read; the exit status."""
 
     def change(config: dict[str, Any]) -> None:
         without_buttons(config)
@@ -139,9 +142,9 @@ def epub() -> int:
 
     built = build("epub", ["--builder", "custom", "--custom-builder", "epub"], change)
     repack(built / "epub" / f"{NAME}.epub", EPUB)
-    broken = malformed(EPUB)
-    for name, error in broken.items():
-        print(f"{name} is not well-formed: {error}", file=sys.stderr)
+    broken = faults(EPUB)
+    for sentence in broken:
+        print(sentence, file=sys.stderr)
     print(f"The book: {book.relative(EPUB)}, {EPUB.stat().st_size / 1e6:.1f} MB.")
     return 1 if broken else 0
 
@@ -170,17 +173,50 @@ def well_formed(page: str) -> str:
     return soup.decode(formatter="minimal")
 
 
-def malformed(path: Path) -> dict[str, str]:
-    """The pages of an EPUB that are not XML, with what the parser says."""
-    found = {}
+def faults(path: Path) -> list[str]:
+    """What keeps an EPUB from being read anywhere, offline; a sentence each.
+
+    Pages that are not XML; files that the manifest does not name, or names in vain; pictures,
+    styles or scripts from elsewhere; links within the book that lead nowhere.
+    """
+    found, pages = [], {}
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
+        names = set(archive.namelist())
+        for name in sorted(names):
             if name.endswith((".xhtml", ".opf", ".ncx", ".xml")):
                 try:
-                    ElementTree.fromstring(archive.read(name))
+                    pages[name] = ElementTree.fromstring(archive.read(name))
                 except ElementTree.ParseError as error:
-                    found[name] = str(error)
+                    found.append(f"{name} is not well-formed: {error}.")
+    for name in [name for name in pages if name.endswith(".opf")]:
+        listed = {within(name, item.get("href", "")) for item in pages[name].iter(f"{_OPF}item")}
+        there = {one for one in names if one not in (MIMETYPE, name) and "META-INF/" not in one}
+        found += [f"{one} is not in the manifest." for one in sorted(there - listed)]
+        found += [
+            f"{one} is in the manifest, and not in the book." for one in sorted(listed - there)
+        ]
+    ids = {name: {element.get("id") for element in page.iter()} for name, page in pages.items()}
+    for name in [name for name in pages if name.endswith(".xhtml")]:
+        for element in pages[name].iter():
+            tag, address = element.tag.rpartition("}")[2], element.get("src") or element.get("href")
+            if not address or address.startswith("data:"):
+                continue
+            parts = urllib.parse.urlsplit(address)
+            if parts.scheme or parts.netloc:
+                if tag != "a":
+                    found.append(f"{name} needs {address}, which is not in the book.")
+                continue
+            target = within(name, parts.path) if parts.path else name
+            anchor = urllib.parse.unquote(parts.fragment)
+            if target not in names or (anchor and target in ids and anchor not in ids[target]):
+                found.append(f"{name} leads to {address}, which is not in the book.")
     return found
+
+
+def within(page: str, address: str) -> str:
+    """The name in an archive to which an address on a page of it leads."""
+    folder = posixpath.dirname(page)
+    return posixpath.normpath(posixpath.join(folder, urllib.parse.unquote(address)))
 
 
 # --- PDF ----------------------------------------------------------------------------------
