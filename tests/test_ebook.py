@@ -54,6 +54,34 @@ def test_a_repacked_book_is_whole_and_its_pages_are_xml(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_what_epub_refuses_is_said_in_another_way() -> None:
+    body = (
+        "<style scoped>td {}</style><details><summary><p>Show</p></summary>x</details>"
+        '<table border="1"><tr><td valign="top">a</td></tr></table>'
+        '<math><mfrac displaystyle="true" scriptlevel="0"><mn>1</mn><mn>2</mn></mfrac></math>'
+    )
+    head = (
+        '<link rel="stylesheet" href="../_static/gone.css"/><link rel="stylesheet" href="b.css"/>'
+    )
+    page = f"<html><head>{head}</head><body>{body}</body></html>"
+    found = ebook.well_formed(page, name="in/a.xhtml", names=["in/a.xhtml", "in/b.css"])
+    assert "<style" not in found
+    assert "<summary><span>Show</span></summary>" in found
+    assert "<table><tr><td>a</td></tr></table>" in found
+    fraction = "<mfrac><mn>1</mn><mn>2</mn></mfrac>"
+    assert f'<mstyle displaystyle="true" scriptlevel="0">{fraction}</mstyle>' in found
+    assert "b.css" in found
+    assert "gone.css" not in found
+
+
+def test_pages_with_formulas_are_declared() -> None:
+    manifest = '<item id="a" href="a.xhtml"/><item id="b" href="b.xhtml" media-type="x"/>'
+    assert ebook.declared(manifest, {"b.xhtml"}) == (
+        '<item id="a" href="a.xhtml"/>'
+        '<item id="b" href="b.xhtml" properties="mathml" media-type="x"/>'
+    )
+
+
 MANIFEST = """<package xmlns="http://www.idpf.org/2007/opf"><manifest>{}</manifest></package>"""
 LINKS = '<p id="here"><a href="#here">up</a><a href="https://example.org/">out</a></p>'
 

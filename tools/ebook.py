@@ -16,13 +16,14 @@ import functools
 import html
 import http.server
 import posixpath
+import re
 import shutil
 import sys
 import tempfile
 import threading
 import urllib.parse
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -153,23 +154,62 @@ def repack(source: Path, target: Path) -> None:
     """Copy an EPUB with its pages made well-formed; the target is there whole or not at all."""
     unfinished = target.with_suffix(".part")
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(unfinished, "w") as new:
+        names = old.namelist()
+        pages = {
+            name: well_formed(old.read(name).decode("utf-8"), name=name, names=names)
+            for name in names
+            if name.endswith(".xhtml")
+        }
+        formulas = {name for name, page in pages.items() if "<math" in page}
         new.writestr(MIMETYPE, old.read(MIMETYPE), zipfile.ZIP_STORED)
-        for name in old.namelist():
-            content = old.read(name)
-            if name.endswith(".xhtml"):
-                content = well_formed(content.decode("utf-8")).encode("utf-8")
+        for name in names:
+            content = pages[name].encode("utf-8") if name in pages else old.read(name)
+            if name.endswith(".opf"):
+                content = declared(content.decode("utf-8"), formulas).encode("utf-8")
             if name != MIMETYPE:
                 new.writestr(name, content, zipfile.ZIP_DEFLATED)
     unfinished.replace(target)
 
 
-def well_formed(page: str) -> str:
-    """A page of HTML as XML: every element closed, every attribute quoted, no named entity."""
+def declared(manifest: str, formulas: Collection[str]) -> str:
+    """The manifest, with the pages marked that hold MathML, as EPUB asks for."""
+
+    def mark(item: re.Match[str]) -> str:
+        return f'{item[0]} properties="mathml"' if item[1] in formulas else item[0]
+
+    return re.sub(r'<item\b[^>]*?\bhref="([^"]+)"', mark, manifest)
+
+
+def well_formed(page: str, *, name: str = "", names: Collection[str] = ()) -> str:
+    """A page of HTML as XML of the kind that EPUB allows.
+
+    Every element is closed, every attribute quoted, no entity named. What Jupyter and docutils
+    write and EPUB's schema refuses is left out, or said in another way.
+
+    Args:
+        page: the page.
+        name: its name in the book.
+        names: all names in the book: links to other style sheets are dropped.
+    """
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(page, "html.parser")
-    for script in soup.find_all("script"):
-        script.decompose()
+    for gone in soup.find_all("script") + soup.select("body style"):
+        gone.decompose()
+    for link in soup.find_all("link", rel="stylesheet"):
+        if within(name, link["href"]) not in names:
+            link.decompose()
+    for paragraph in soup.select("summary p"):
+        paragraph.name = "span"
+    for cell in soup.find_all(["table", "tr", "th", "td"]):
+        for attribute in ("valign", "halign", "border"):
+            del cell[attribute]
+    for fraction in soup.select("mfrac[displaystyle], mfrac[scriptlevel]"):
+        style = soup.new_tag("mstyle")
+        for attribute in ("displaystyle", "scriptlevel"):
+            if attribute in fraction.attrs:
+                style[attribute] = fraction.attrs.pop(attribute)
+        fraction.wrap(style)
     return soup.decode(formatter="minimal")
 
 
