@@ -414,8 +414,13 @@ def execute(notebook: Any, page: Path, threads: int) -> dict[str, Any] | None:
         record_timing=False,  # else the times would be a part of the key in the cache
     )
     peaks: list[int | None] = []
-    # After each cell, since the kernel is gone when the notebook has ended.
-    client.on_cell_executed = lambda **_: peaks.append(peak_memory(client.km.provisioner.pid))
+
+    def note(**_: Any) -> None:
+        """Called after each cell, since the kernel is gone when the notebook has ended."""
+        manager: Any = client.km
+        peaks.append(peak_memory(manager.provisioner.pid))
+
+    client.on_cell_executed = note
     environment = page_environment() | {"OMP_NUM_THREADS": str(threads)}
     try:
         client.execute(env=environment, stderr=subprocess.DEVNULL)

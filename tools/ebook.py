@@ -194,14 +194,14 @@ def well_formed(page: str, *, name: str = "", names: Collection[str] = ()) -> st
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(page, "html.parser")
-    for gone in soup.find_all("script") + soup.select("body style"):
+    for gone in soup.select("script, body style"):
         gone.decompose()
-    for link in soup.find_all("link", rel="stylesheet"):
-        if within(name, link["href"]) not in names:
+    for link in soup.select("link[rel=stylesheet]"):
+        if within(name, str(link["href"])) not in names:
             link.decompose()
     for paragraph in soup.select("summary p"):
         paragraph.name = "span"
-    for cell in soup.find_all(["table", "tr", "th", "td"]):
+    for cell in soup.select("table, tr, th, td"):
         for attribute in ("valign", "halign", "border"):
             del cell[attribute]
     for fraction in soup.select("mfrac[displaystyle], mfrac[scriptlevel]"):
@@ -219,7 +219,8 @@ def faults(path: Path) -> list[str]:
     Pages that are not XML; files that the manifest does not name, or names in vain; pictures,
     styles or scripts from elsewhere; links within the book that lead nowhere.
     """
-    found, pages = [], {}
+    found: list[str] = []
+    pages: dict[str, ElementTree.Element] = {}
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         for name in sorted(names):
