@@ -80,7 +80,7 @@ FIGURE_METHODS = frozenset({"boxplot", "hist", "imshow", "plot", "savefig", "sca
 
 ROLES = frozenset({"cite:p", "cite:t"})
 # The table that the build makes stands on one page only, which says so for readers elsewhere.
-DIRECTIVES = {"verify.ipynb": frozenset({"{include}"})}
+DIRECTIVES = {"verify.ipynb": frozenset({"{include} ../_build/costs.md"})}
 
 # The one piece of HTML in a notebook: a choice of the quiz, and what there is to say about it.
 SUMMARY = r"<summary>((?:[^<>\n]|</?code>)+)</summary>"

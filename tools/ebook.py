@@ -55,6 +55,12 @@ pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
 img, tr, .cell_input, .sd-col, .tl-claim, .tl-record { break-inside: avoid; }
 a.headerlink, button, noscript, details.hide > summary { display: none !important; }
 """
+# In a reader of EPUBs, whose screen is narrow.
+SCREEN = """
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; }
+"""
+
 PAGE_NUMBER = """
 <p style="font-size: 8px; width: 100%; text-align: center"><span class="pageNumber"></span></p>
 """
@@ -194,22 +200,29 @@ def well_formed(page: str, *, name: str = "", names: Collection[str] = ()) -> st
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(page, "html.parser")
-    for gone in soup.select("script, body style"):
+    for gone in soup.select("script, body style, summary svg"):
         gone.decompose()
     for link in soup.select("link[rel=stylesheet]"):
         if within(name, str(link["href"])) not in names:
             link.decompose()
+    # "Show" and "Hide", of which a style sheet of the book's shows one.
     for paragraph in soup.select("summary p"):
         paragraph.name = "span"
+        if "expanded" in paragraph.get_attribute_list("class"):
+            paragraph.decompose()
+    if soup.head:
+        style = soup.new_tag("style")
+        style.string = SCREEN
+        soup.head.append(style)
     for cell in soup.select("table, tr, th, td"):
         for attribute in ("valign", "halign", "border"):
             del cell[attribute]
     for fraction in soup.select("mfrac[displaystyle], mfrac[scriptlevel]"):
-        style = soup.new_tag("mstyle")
+        around = soup.new_tag("mstyle")
         for attribute in ("displaystyle", "scriptlevel"):
             if attribute in fraction.attrs:
-                style[attribute] = fraction.attrs.pop(attribute)
-        fraction.wrap(style)
+                around[attribute] = fraction.attrs.pop(attribute)
+        fraction.wrap(around)
     return soup.decode(formatter="minimal")
 
 
