@@ -58,6 +58,7 @@ def test_what_epub_refuses_is_said_in_another_way() -> None:
     body = (
         "<style scoped>td {}</style>"
         '<details><summary><p>Show</p><p class="expanded">Hide</p></summary>x</details>'
+        "<p><p>two</p><ul><li>things</li></ul></p>"
         '<table border="1"><tr><td valign="top">a</td></tr></table>'
         '<math><mfrac displaystyle="true" scriptlevel="0"><mn>1</mn><mn>2</mn></mfrac></math>'
     )
@@ -69,6 +70,7 @@ def test_what_epub_refuses_is_said_in_another_way() -> None:
     assert "td {}" not in found
     assert "pre-wrap" in found.partition("</head>")[0]
     assert "<summary><span>Show</span></summary>" in found
+    assert "<div><p>two</p><ul><li>things</li></ul></div>" in found
     assert "<table><tr><td>a</td></tr></table>" in found
     fraction = "<mfrac><mn>1</mn><mn>2</mn></mfrac>"
     assert f'<mstyle displaystyle="true" scriptlevel="0">{fraction}</mstyle>' in found

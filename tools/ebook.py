@@ -210,6 +210,8 @@ def well_formed(page: str, *, name: str = "", names: Collection[str] = ()) -> st
         paragraph.name = "span"
         if "expanded" in paragraph.get_attribute_list("class"):
             paragraph.decompose()
+    for paragraph in soup.select("p:has(> p, > ul, > ol)"):  # Sphinx's, of what is returned
+        paragraph.name = "div"
     if soup.head:
         style = soup.new_tag("style")
         style.string = SCREEN
