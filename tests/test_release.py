@@ -41,6 +41,16 @@ def test_a_chapter_that_does_not_exist_is_named() -> None:
         release.chosen(["08", "77"])
 
 
+@pytest.mark.parametrize("line", ["colab --again 08 11", "colab 08 11 --again"])
+def test_a_piece_of_a_check_is_asked_for_in_any_order(
+    monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    asked = []
+    monkeypatch.setattr(release, "colab", lambda part, **how: asked.append((part, how)) or 0)
+    assert release.main(line.split()) == 0
+    assert asked == [(["08", "11"], {"again": True, "here": False})]
+
+
 def test_an_environment_that_is_not_there_is_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

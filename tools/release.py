@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("part", nargs="*", help="chapters (08), or files of tests; default: all")
     parser.add_argument("--again", action="store_true", help="use the environment that is there")
     parser.add_argument("--here", action="store_true", help="colab: install into this very Python")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)  # the parts may stand after an option
     if given.check == "colab":
         return colab(given.part, again=given.again, here=given.here)
     if given.here:
