@@ -11,6 +11,7 @@ import builtins
 import importlib.util
 import inspect
 import re
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +51,9 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
+sys.path.insert(0, str(ROOT / "tools"))  # where the scripts find one another
 template = load_tool("chapter")
+costs = template.costs
 
 BOX = (
     "What you will be able to do",
@@ -77,7 +80,7 @@ FIGURE_METHODS = frozenset({"boxplot", "hist", "imshow", "plot", "savefig", "sca
 
 ROLES = frozenset({"cite:p", "cite:t"})
 # The table that the build makes stands on one page only, which says so for readers elsewhere.
-DIRECTIVES = {"verify.ipynb": frozenset({"{nb-exec-table}"})}
+DIRECTIVES = {"verify.ipynb": frozenset({"{include} ../_build/costs.md"})}
 
 # The one piece of HTML in a notebook: a choice of the quiz, and what there is to say about it.
 SUMMARY = r"<summary>((?:[^<>\n]|</?code>)+)</summary>"
@@ -320,13 +323,42 @@ def box(document: Document) -> Iterator[str]:
         yield f"{BOX[2]} should be a number, found {minutes!r}."
     if (minutes := found.get(BOX[3])) and not re.match(r"\d+ / (\d+|–)(?!\w)", minutes):
         yield f"{BOX[3]} should read '1 / –' or '1 / 1', found {minutes!r}."
-    elif minutes:
-        gpu = "–" not in minutes
-        if gpu != (document.notebook.metadata.get("accelerator") == "GPU"):
+    elif minutes and "–" not in minutes and not costs.wants_gpu(document.notebook):
+        yield f"{BOX[3]} reads {minutes!r}: the metadata should have accelerator = GPU, for Colab."
+
+
+@check(CHAPTER_CHECKS)
+def full_costs(document: Document) -> Iterator[str]:
+    notebook = document.notebook
+    stated, wanted = costs.box(notebook).get(costs.FULL), costs.expected(notebook)
+    gpu = costs.wants_gpu(notebook)
+    if wanted is not None:
+        if stated != wanted:
             yield (
-                f"{BOX[3]} reads {minutes!r}: the notebook's metadata should "
-                f"{'have' if gpu else 'not have'} accelerator = GPU, for Colab."
+                f"the box should say {costs.FULL}: {wanted}, as its records do; found {stated!r}: "
+                f"python tools/chapter.py sync."
             )
+        return
+    if costs.does_more(notebook) != (stated is not None):
+        yield (
+            f"the box should have {costs.FULL} where a cell asks for run.profile == 'full', and "
+            f"only there; write {costs.UNKNOWN!r} where nobody knows."
+        )
+    elif stated is not None:
+        try:
+            full = costs.Full.parse(stated)
+        except ValueError as error:
+            yield str(error)
+            return
+        if full.basis == costs.RECORDS:
+            yield f"{costs.FULL}: not only the records count here; measured or estimated?"
+        if gpu != (costs.NO_USE not in (full.t4, full.large)):
+            yield (
+                f"{costs.FULL} reads {stated!r}: the metadata should "
+                f"{'not ' if gpu else ''}have accelerator = GPU, for Colab."
+            )
+    elif gpu and "–" in costs.box(notebook).get(costs.QUICK, ""):
+        yield "the metadata ask for a GPU, and the box says that one is no use."
 
 
 @check(CHAPTER_CHECKS, NOTEBOOK_CHECKS)
@@ -939,6 +971,20 @@ def claim(
     return code(f'tl.records.claim({key}, "{text}", holds={holds}, measured={measured})')
 
 
+RECORD = "glyphs/labels"
+
+
+def in_full(line: str, *, asks: bool = True) -> Break:
+    """State what the profile ``full`` costs, and have a cell ask for it."""
+
+    def apply(notebook: nbformat.NotebookNode) -> None:
+        edit("1 / –", f"1 / –\n> - **{costs.FULL}:** {line}")(notebook)
+        if asks:
+            code('if run.profile == "full":\n    1')(notebook)
+
+    return apply
+
+
 BROKEN: list[tuple[str, Break, str]] = [
     ("title", edit("# 05 · Fine-tune", "# Fine-tune"), "should begin '# 05 · Verb"),
     ("title", edit("# 05 · Fine-tune", "# 06 · Fine-tune"), "number 06"),
@@ -949,7 +995,13 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("box", edit("**Minutes to read:** 20", "**Minutes to read:** some"), "should be a number"),
     ("box", edit("1 / –", "a minute"), "should read"),
     ("box", edit("1 / –", "1 / 2"), "should have accelerator"),
-    ("box", notebook_meta(accelerator="GPU"), "should not have accelerator"),
+    ("full-costs", notebook_meta(accelerator="GPU"), "the box says that one is no use"),
+    ("full-costs", code('if run.profile == "full":\n    1'), "should have Minutes in `full`"),
+    ("full-costs", in_full("not measured", asks=False), "and only there"),
+    ("full-costs", code(f'tl.records.get("{RECORD}", live=f)'), "25 / – / –, from its records"),
+    ("full-costs", in_full("90 / 15 / 5"), "should read"),
+    ("full-costs", in_full("90 / 15 / 5, estimated"), "should have accelerator"),
+    ("full-costs", in_full("90 / – / –, from its records"), "not only the records"),
     ("setup-cell", drop("find_spec"), "set-up cell"),
     ("setup-cell", edit("@v", "@main-v"), "set-up cell"),
     ("setup-cell", edit("example-org", "another-org"), "set-up cell"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -63,15 +64,79 @@ def test_a_repacked_book_is_whole_and_its_pages_are_xml(tmp_path: Path) -> None:
         archive.writestr("mimetype", "application/epub+zip")
         archive.writestr("page.xhtml", f"{HEAD}{PAGES['an open image']}</body></html>")
         archive.writestr("picture.png", b"\x89PNG")
-    assert list(ebook.malformed(source)) == ["page.xhtml"]
+    (fault,) = ebook.faults(source)
+    assert fault.startswith("page.xhtml is not well-formed: mismatched tag")
     ebook.repack(source, target)
-    assert ebook.malformed(target) == {}
+    assert ebook.faults(target) == ["page.xhtml leads to a.png, which is not in the book."]
     with zipfile.ZipFile(target) as archive:
         first, *others = archive.infolist()
         assert (first.filename, first.compress_type) == ("mimetype", zipfile.ZIP_STORED)
         assert {other.filename for other in others} == {"page.xhtml", "picture.png"}
         assert archive.read("picture.png") == b"\x89PNG"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_epub_refuses_is_said_in_another_way() -> None:
+    body = (
+        "<style scoped>td {}</style>"
+        '<details><summary><p>Show</p><p class="expanded">Hide</p></summary>x</details>'
+        "<p><p>two</p><ul><li>things</li></ul></p>"
+        '<table border="1"><tr><td valign="top">a</td></tr></table>'
+        '<math><mfrac displaystyle="true" scriptlevel="0"><mn>1</mn><mn>2</mn></mfrac></math>'
+    )
+    head = (
+        '<link rel="stylesheet" href="../_static/gone.css"/><link rel="stylesheet" href="b.css"/>'
+    )
+    page = f"<html><head>{head}</head><body>{body}</body></html>"
+    found = ebook.well_formed(page, name="in/a.xhtml", names=["in/a.xhtml", "in/b.css"])
+    assert "td {}" not in found
+    assert "pre-wrap" in found.partition("</head>")[0]
+    assert "<summary><span>Show</span></summary>" in found
+    assert "<div><p>two</p><ul><li>things</li></ul></div>" in found
+    assert "<table><tr><td>a</td></tr></table>" in found
+    fraction = "<mfrac><mn>1</mn><mn>2</mn></mfrac>"
+    assert f'<mstyle displaystyle="true" scriptlevel="0">{fraction}</mstyle>' in found
+    assert "b.css" in found
+    assert "gone.css" not in found
+
+
+def test_pages_with_formulas_are_declared() -> None:
+    manifest = '<item id="a" href="a.xhtml"/><item id="b" href="b.xhtml" media-type="x"/>'
+    assert ebook.declared(manifest, {"b.xhtml"}) == (
+        '<item id="a" href="a.xhtml"/>'
+        '<item id="b" href="b.xhtml" properties="mathml" media-type="x"/>'
+    )
+
+
+MANIFEST = """<package xmlns="http://www.idpf.org/2007/opf"><manifest>{}</manifest></package>"""
+LINKS = '<p id="here"><a href="#here">up</a><a href="https://example.org/">out</a></p>'
+
+
+def test_what_keeps_an_epub_from_being_read_is_found(tmp_path: Path) -> None:
+    def faults(body: str, *, manifest: tuple[str, ...] = ("a.xhtml", "in/b.png")) -> list[str]:
+        path = tmp_path / "book.epub"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("mimetype", "application/epub+zip")
+            archive.writestr("META-INF/container.xml", "<container/>")
+            items = "".join(f'<item href="{name}"/>' for name in manifest)
+            archive.writestr("content.opf", MANIFEST.format(items))
+            archive.writestr("a.xhtml", f"{HEAD}{LINKS}{body}</body></html>")
+            archive.writestr("in/b.png", b"\x89PNG")
+        return ebook.faults(path)
+
+    assert faults('<img src="in/b.png" alt=""/><img src="data:image/png;base64,AA" alt=""/>') == []
+    remote = "https://example.org/c.png"
+    assert faults(f'<img src="{remote}" alt=""/>') == [
+        f"a.xhtml needs {remote}, which is not in the book."
+    ]
+    for address in ("in/c.png", "#nowhere", "b.xhtml#here"):
+        assert faults(f'<a href="{address}">x</a>') == [
+            f"a.xhtml leads to {address}, which is not in the book."
+        ]
+    assert faults("", manifest=("a.xhtml",)) == ["in/b.png is not in the manifest."]
+    assert faults("", manifest=("a.xhtml", "in/b.png", "c.xhtml")) == [
+        "c.xhtml is in the manifest, and not in the book."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,3 +162,35 @@ def test_a_book_that_was_not_built_is_not_converted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ebook.book, "read_state", dict)
     with pytest.raises(SystemExit, match="make book"):
         ebook.build("epub", [], lambda config: None)
+
+
+BOOK = """<!DOCTYPE html><html><head><title>Small</title><script>
+window.MathJax = {startup: {promise: Promise.resolve()}};
+</script></head><body>
+<a href="chapters/index.html#document-b">to b</a> <a href="chapters/gone.html">gone</a>
+<a href="https://example.org/there">there</a>
+<span id="document-a"></span><section><h2>A</h2>
+<details class="hide"><summary>Show code</summary><pre>folded</pre></details></section>
+<span id="document-b"></span><section><h2>B</h2></section>
+</body></html>"""
+
+
+def test_a_book_is_printed_with_its_links_inside_and_a_page_a_chapter(
+    tmp_path: Path, chromium_path: Path
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    (tmp_path / "all.html").write_text(BOOK, encoding="utf-8")
+    target = tmp_path / "small.pdf"
+    with sync_playwright() as playwright:
+        browsers = playwright.chromium
+        ebook.print_page(
+            browsers, str(chromium_path), tmp_path / "all.html", target, "<strong>T</strong>"
+        )
+    printed = target.read_bytes()
+    assert printed.startswith(b"%PDF")
+    # The title, what stands before the first chapter, and the two chapters.
+    assert len(re.findall(rb"/Type */Page\b", printed)) == 4
+    assert b"127.0.0.1" not in printed
+    assert b"https://example.org/there" in printed
+    assert b"/Outlines" in printed

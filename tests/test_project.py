@@ -317,7 +317,7 @@ def test_an_optional_package_is_here_where_all_are_required(module: str) -> None
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A book of two pages whose notebook prints ``tlhelpers.VALUE``."""
-    for name in ("tools/book.py", "tools/ledger.py", "_config.yml"):
+    for name in ("tools/book.py", "tools/costs.py", "tools/ledger.py", "_config.yml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     front = "def figure():\n    return ''\n\n\ndef chapters(parts):\n    return ''\n"

@@ -25,6 +25,60 @@ def test_a_requirement_without_a_lower_bound_is_refused() -> None:
         release.oldest_pin(Requirement("numpy<3"))
 
 
+def test_only_the_packages_own_tests_run_with_other_versions() -> None:
+    files = {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    left_out = set(release.NOT_OF_THE_PACKAGE)
+    assert left_out <= files
+    for name in files - left_out:
+        text = (Path(__file__).parent / name).read_text("utf-8")
+        assert '/ "tools"' not in text, f"{name} needs the book's tools: add it to the list."
+
+
+def test_a_chapter_that_does_not_exist_is_named() -> None:
+    assert [path.stem for path in release.chosen(["08"])] == ["08-stanford-dogs"]
+    assert len(release.chosen([])) == 19
+    with pytest.raises(SystemExit, match="no chapter 77: 01, 02"):
+        release.chosen(["08", "77"])
+
+
+@pytest.mark.parametrize("line", ["colab --again 08 11", "colab 08 11 --again"])
+def test_a_piece_of_a_check_is_asked_for_in_any_order(
+    monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    asked = []
+    monkeypatch.setattr(release, "colab", lambda part, **how: asked.append((part, how)) or 0)
+    assert release.main(line.split()) == 0
+    assert asked == [(["08", "11"], {"again": True, "here": False})]
+
+
+def test_an_environment_that_is_not_there_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release, "ROOT", tmp_path)
+    monkeypatch.setattr(release, "BUILD", tmp_path / "_build")
+    with pytest.raises(SystemExit, match="No environment in _build/env-oldest yet"):
+        release.interpreter("oldest", again=True)
+
+
+@pytest.mark.parametrize("after", ["2.11.0", "2.15.0"])
+def test_a_package_that_moves_torch_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], after: str
+) -> None:
+    there = {"torch": "2.11.0", "numpy": "2.1.3", "pandas": "2.2.3"}
+    found = iter([there, there | {"torch": after, "simplejpeg": "1.9"}])
+    monkeypatch.setattr(release, "versions", lambda python: next(found))
+    monkeypatch.setattr(release, "wheel", lambda: Path("/a/tlhelpers.whl"))
+    monkeypatch.setattr(release, "pip", lambda python, *arguments: None)
+    stayed = release.install_package(Path("python"))
+    printed = capsys.readouterr()
+    assert stayed == (after == "2.11.0")
+    if stayed:
+        assert "numpy 2.1.3, pandas 2.2.3, torch 2.11.0 and 0 more" in printed.out
+        assert "added simplejpeg 1.9" in printed.out
+    else:
+        assert "moved torch from 2.11.0 to 2.15.0" in printed.err
+
+
 def test_what_moved_is_what_changed_or_went_and_not_what_came() -> None:
     before = {"torch": "2.11.0", "numpy": "2.1.3", "pandas": "2.2.3"}
     after = {"torch": "2.15.0", "numpy": "2.1.3", "simplejpeg": "1.9"}

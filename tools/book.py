@@ -50,6 +50,7 @@ LEDGER = BUILD / "ledger.md"
 FRONT = BUILD / "front.md"
 MAP = BUILD / "map.md"
 STATIC = BUILD / "static"  # scripts that are made; Sphinx copies them with those of assets/
+COSTS = BUILD / "costs.md"
 
 # What decides over the form of every page, but not over what its code prints.
 LAYOUT = ("_config.yml", "_toc.yml", "references.bib", "assets", "tools/book.py")
@@ -304,14 +305,15 @@ def execute_ahead(pages: Sequence[Path]) -> set[str]:
             for page, notebook in waiting.items()
         }
         for run in concurrent.futures.as_completed(runs):
-            page, seconds = runs[run], run.result()
+            page, measured = runs[run], run.result()
             name = page.relative_to(ROOT).with_suffix("").as_posix()
-            if seconds is None:
+            if measured is None:
                 print(f"  {name}: failed; it is run again for the report", flush=True)
                 continue
+            seconds = measured["execution_seconds"]
             print(f"  {name}: executed notebook in {seconds:.2f} seconds", flush=True)
             # Here and not in the threads: the cache is a database of one connection.
-            bundle = CacheBundleIn(waiting[page], str(page), data={"execution_seconds": seconds})
+            bundle = CacheBundleIn(waiting[page], str(page), data=measured)
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
             done.add(name)
     return done
@@ -334,7 +336,8 @@ def executed(pages: Sequence[Path]) -> dict[Path, Any]:
 
 
 def write_included(notebooks: dict[Path, Any]) -> None:
-    """Write what pages include and no one can type: the ledger, the first figure, the map."""
+    """Write what pages include and no one can type: ledger, first figure, map, and costs."""
+    import costs
     import front
     import ledger
 
@@ -344,6 +347,30 @@ def write_included(notebooks: dict[Path, Any]) -> None:
     LEDGER.write_text(ledger.page(claims), encoding="utf-8")
     FRONT.write_text(front.figure(), encoding="utf-8")
     MAP.write_text(front.chapters(numbered_by_part(notebooks)), encoding="utf-8")
+    numbered = [page for page in notebooks if page.stem[:2].isdigit()]
+    COSTS.write_text(costs.page(measured(numbered), versions()), encoding="utf-8")
+
+
+def measured(pages: Sequence[Path]) -> list[Any]:
+    """What the cache knows of the run of each page, as ``costs.page`` takes it."""
+    import costs
+    import nbformat
+    from jupyter_cache import get_cache
+
+    cache, found = get_cache(str(EXECUTED)), []
+    for page in pages:
+        notebook = nbformat.read(page, as_version=4)
+        kept = cache.match_cache_notebook(notebook)
+        seconds, peak = (kept.data.get(key) for key in ("execution_seconds", "peak_bytes"))
+        run = costs.Measured(seconds, peak, kept.created.date())
+        found.append((page.name, title(page), notebook, run))
+    return found
+
+
+def versions() -> dict[str, str]:
+    """What ran the pages, by name; a change in any of them has them run anew."""
+    names = [name for name in ("tlhelpers", "torch", "numpy") if importlib.util.find_spec(name)]
+    return {"Python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
 
 
 def write_static() -> None:
@@ -379,8 +406,13 @@ def numbered_by_part(notebooks: dict[Path, Any]) -> dict[str, list[tuple[str, st
     return found
 
 
-def execute(notebook: Any, page: Path, threads: int) -> float | None:
-    """Run a notebook in place, in its folder; the seconds it took, None if a cell failed."""
+def execute(notebook: Any, page: Path, threads: int) -> dict[str, Any] | None:
+    """Run a notebook in place, in its folder.
+
+    Returns:
+        what is kept with its result: the seconds it took, and the most memory that its kernel
+        held, in bytes or None; nothing at all if a cell failed.
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
 
@@ -391,12 +423,35 @@ def execute(notebook: Any, page: Path, threads: int) -> float | None:
         resources={"metadata": {"path": str(page.parent)}},
         record_timing=False,  # else the times would be a part of the key in the cache
     )
+    peaks: list[int | None] = []
+
+    def note(**_: Any) -> None:
+        """Called after each cell, since the kernel is gone when the notebook has ended."""
+        manager: Any = client.km
+        peaks.append(peak_memory(manager.provisioner.pid))
+
+    client.on_cell_executed = note
     environment = page_environment() | {"OMP_NUM_THREADS": str(threads)}
     try:
         client.execute(env=environment, stderr=subprocess.DEVNULL)
     except (CellControlSignal, DeadKernelError):
         return None
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return {"execution_seconds": seconds, "peak_bytes": peaks[-1] if peaks else None}
+
+
+def peak_memory(process: int) -> int | None:
+    """The most memory that a running process has held, in bytes; Linux tells, others do not.
+
+    Not the count that ``resource.getrusage`` gives of a child: that begins with what the process
+    held from which it was started.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def cell_timeout() -> int:

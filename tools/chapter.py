@@ -1,11 +1,13 @@
-"""Start a chapter, or renew the set-up cell of every chapter: ``python tools/chapter.py --help``.
+"""Start a chapter, or renew what is the same in all: ``python tools/chapter.py --help``.
 
 The set-up cell is the same in every notebook. Its one template is here; the repository comes
-from ``_config.yml`` and the tag from ``tlhelpers.__version__``, so a release needs::
+from ``_config.yml`` and the tag from ``tlhelpers.__version__``. The line in a chapter's box that
+says what its records take follows from the records (``tools/costs.py``). So a release, and a record
+made anew, need::
 
     python tools/chapter.py sync
 
-and ``tests/test_chapters.py`` fails until that was done.
+and the tests fail until that was done.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import costs
 import nbformat
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "chapters"
+
+# What the set-up cell installs. With the extra for Optuna, which chapter 05 runs and Colab lacks.
+REQUIREMENT = "tlhelpers[tune]"
 
 # Lines of a cell stay under 80 characters, hence the address in a variable of its own.
 SETUP = """\
@@ -32,7 +38,7 @@ import importlib.util
 
 if importlib.util.find_spec("tlhelpers") is None:
     source = "git+{repository}@v{version}"
-    %pip install -q "tlhelpers @ {{source}}"
+    %pip install -q "{requirement} @ {{source}}"
 
 import tlhelpers as tl"""
 SETUP_TAG = "hide-input"  # folded in the book, where it is of no interest; open in Colab
@@ -74,7 +80,7 @@ def version(package: Path = ROOT / "tlhelpers" / "__init__.py") -> str:
 
 def setup_cell() -> str:
     """The source of the set-up cell of this edition."""
-    return SETUP.format(repository=repository(), version=version())
+    return SETUP.format(repository=repository(), version=version(), requirement=REQUIREMENT)
 
 
 def question(key: str, text: str, choices: Sequence[str], *, right: int) -> str:
@@ -184,7 +190,7 @@ def new(number: str, slug: str, title: str, *, folder: Path = CHAPTERS) -> Path:
 
 
 def sync(*, folder: Path = CHAPTERS) -> list[Path]:
-    """Give every notebook the set-up cell of this edition; return those that changed.
+    """Renew the set-up cell and the costs of every notebook; return those that changed.
 
     Raises:
         ValueError: if a notebook's first code cell is something else.
@@ -195,8 +201,9 @@ def sync(*, folder: Path = CHAPTERS) -> list[Path]:
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         if not code or "find_spec" not in code[0].source:
             raise ValueError(f"{path.name}: the first code cell should be the set-up cell.")
-        if code[0].source != (wanted := setup_cell()):
-            code[0].source = wanted
+        wanted = setup_cell(), costs.opening(notebook)
+        if (code[0].source, notebook.cells[0].source) != wanted:
+            code[0].source, notebook.cells[0].source = wanted
             write(notebook, path)
             changed.append(path)
     return changed
@@ -209,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start.add_argument("number", help="two digits, such as 05")
     start.add_argument("slug", help="such as fine-tuning, for chapters/05-fine-tuning.ipynb")
     start.add_argument("title", help='beginning with a verb, such as "Fine-tune a backbone"')
-    commands.add_parser("sync", help="give every notebook the set-up cell of this edition")
+    commands.add_parser("sync", help="renew set-up cells, and what records cost")
     given = parser.parse_args(arguments)
     try:
         if given.command == "new":
@@ -217,9 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Wrote {path.relative_to(ROOT)}. Add it to _toc.yml and to chapters/index.md.")
         else:
             changed = sync()
-            print(
-                f"Set-up cells renewed: {', '.join(p.name for p in changed) or 'none needed it'}."
-            )
+            print(f"Notebooks renewed: {', '.join(p.name for p in changed) or 'none needed it'}.")
     except (ValueError, FileExistsError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,11 +1,16 @@
 """The checks before a release, each in an environment of its own: ``tools/release.py --help``.
 
 - ``colab``: Colab's versions, the wheel installed as the set-up cell installs it, and every chapter
-  run far from this folder.
+  run far from this folder. With ``--here`` not in an environment of its own but in the Python that
+  runs this, as it is: so in Colab's container.
 - ``oldest`` and ``newest``: the package's tests with the oldest and with the newest versions that
   pyproject.toml admits.
 
-They take longer than what runs at every change, and need a package index.
+They take longer than what runs at every change, and need a package index. After a failure, try a
+piece of the check again in the environment that is there, for example::
+
+    python tools/release.py colab --again 08 11
+    python tools/release.py oldest --again tests/test_probe.py
 """
 
 from __future__ import annotations
@@ -21,9 +26,10 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import chapter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -32,6 +38,9 @@ BUILD = ROOT / "_build"
 COLAB = ROOT / "tools" / "colab.txt"
 COLAB_PYTHON = (3, 13)
 
+# What a notebook has imported before it installs the package: these must not move.
+IMPORTED = ("torch", "numpy", "pandas")
+
 # What runs notebooks and tests; the versions of these are not what is being checked.
 RUNNERS = ("ipykernel", "nbclient", "nbformat")
 
@@ -39,7 +48,18 @@ RUNNERS = ("ipykernel", "nbclient", "nbformat")
 TESTED = ("widgets", "tune")
 
 # The tests of the book and of the project need the book's tools, in the versions that build it.
-NOT_OF_THE_PACKAGE = ("test_book.py", "test_project.py", "test_chapters.py", "test_benchmarks.py")
+NOT_OF_THE_PACKAGE = (
+    "test_benchmarks.py",
+    "test_book.py",
+    "test_chapters.py",
+    "test_costs.py",
+    "test_ebook.py",
+    "test_front.py",
+    "test_ledger.py",
+    "test_project.py",
+    "test_release.py",
+    "test_workflows.py",
+)
 
 _VERSIONS = """\
 import json
@@ -59,24 +79,37 @@ NotebookClient(
 # --- environments -------------------------------------------------------------------------
 
 
-def environment(name: str) -> Path:
-    """The interpreter of a fresh environment below ``_build``."""
+def interpreter(name: str, *, again: bool) -> Path:
+    """The Python of a fresh environment below ``_build``, or of the one that is there.
+
+    Raises:
+        SystemExit: if there is none, though there should be.
+    """
     folder = BUILD / f"env-{name}"
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     found = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not again:
+        print(f"Making an environment: {folder.relative_to(ROOT)}.", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    elif not found.exists():
+        raise SystemExit(f"No environment in {folder.relative_to(ROOT)} yet: leave out --again.")
     return found
 
 
 def pip(python: Path, *arguments: str) -> None:
-    """Install something; pip's own message says what failed."""
+    """Install something; pip's own message says what failed.
+
+    Raises:
+        SystemExit: if pip fails.
+    """
     command = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*command, *arguments], check=True)
+    if status := subprocess.run([*command, *arguments], env=clean()).returncode:
+        raise SystemExit(status)
 
 
 def versions(python: Path) -> dict[str, str]:
     """What is installed, by canonical name."""
     printed = subprocess.run(
-        [str(python), "-c", _VERSIONS], check=True, capture_output=True, text=True
+        [str(python), "-c", _VERSIONS], env=clean(), check=True, capture_output=True, text=True
     ).stdout
     return {canonicalize_name(name): version for name, version in json.loads(printed).items()}
 
@@ -88,6 +121,11 @@ def moved(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, tupl
         for name, version in before.items()
         if after.get(name) != version
     }
+
+
+def listed(names: Iterable[str], found: Mapping[str, str]) -> str:
+    """Packages with their versions, in a line."""
+    return ", ".join(f"{name} {found[name]}" for name in sorted(names))
 
 
 def clean(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -103,24 +141,63 @@ def clean(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 # --- Colab --------------------------------------------------------------------------------
 
 
-def colab() -> int:
-    """Colab's versions, the wheel, and every chapter; the exit status."""
+def colab(numbers: Sequence[str], *, again: bool, here: bool) -> int:
+    """Colab's versions, the wheel, and the chapters; the exit status.
+
+    Args:
+        numbers: the chapters to run, such as ``"08"``; all of them if there are none.
+        again: use the environment of the run before, and what is installed in it.
+        here: install into the Python that runs this.
+    """
+    chapters = chosen(numbers)
+    python = Path(sys.executable) if here else interpreter("colab", again=again)
+    if not again:
+        if not here:
+            install_colab(python)
+        if not install_package(python):
+            return 1
+    return 1 if run_chapters(python, chapters) else 0
+
+
+def chosen(numbers: Sequence[str]) -> list[Path]:
+    """The chapters of these numbers, or all.
+
+    Raises:
+        SystemExit: if there is no chapter of a number.
+    """
+    found = {path.stem[:2]: path for path in sorted((ROOT / "chapters").glob("[0-9]*.ipynb"))}
+    if unknown := set(numbers) - set(found):
+        raise SystemExit(f"There is no chapter {', '.join(sorted(unknown))}: {', '.join(found)}.")
+    return [path for number, path in found.items() if not numbers or number in numbers]
+
+
+def install_colab(python: Path) -> None:
+    """Install what Colab has."""
     if sys.version_info[:2] != COLAB_PYTHON:
         wanted = ".".join(map(str, COLAB_PYTHON))
-        print(f"Colab has Python {wanted}; this is {platform.python_version()}.")
-    python = environment("colab")
-    print(f"Installing Colab's versions ({COLAB.relative_to(ROOT)}).", flush=True)
+        print(f"Colab has Python {wanted}, and this is {platform.python_version()}: make PYTHON=…")
+    listing = COLAB.relative_to(ROOT)
+    print(f"Installing Colab's versions, as {listing} has them: some minutes.", flush=True)
     pip(python, "-r", str(COLAB), *RUNNERS)
+
+
+def install_package(python: Path) -> bool:
+    """Install the wheel as a chapter's first cell does; whether all that was there stayed."""
+    print("Building the wheel, and installing it.", flush=True)
     before = versions(python)
-    pip(python, f"tlhelpers @ {wheel().as_uri()}")
+    pip(python, f"{chapter.REQUIREMENT} @ {wheel().as_uri()}")
     after = versions(python)
     if changed := moved(before, after):
         for name, (old, new) in sorted(changed.items()):
             print(f"Installing the package moved {name} from {old} to {new}.", file=sys.stderr)
-        return 1
-    added = sorted(set(after) - set(before))
-    print(f"Installing the package moved nothing, and added {', '.join(added)}.")
-    return 1 if run_chapters(python) else 0
+        print(
+            "In Colab these are loaded by then. Lower the bounds in pyproject.toml.",
+            file=sys.stderr,
+        )
+        return False
+    print(f"It moved nothing: {listed(IMPORTED, after)} and {len(before) - len(IMPORTED)} more.")
+    print(f"It added {listed(set(after) - set(before), after) or 'nothing'}.", flush=True)
+    return True
 
 
 def wheel() -> Path:
@@ -133,25 +210,32 @@ def wheel() -> Path:
     return built
 
 
-def run_chapters(python: Path) -> list[str]:
-    """Run every chapter from a copy outside of this folder; the names of those that failed."""
-    failed = []
+def run_chapters(python: Path, chapters: Sequence[Path]) -> list[str]:
+    """Run chapters from a copy outside of this folder; the names of those that failed."""
+    errors = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         where = subprocess.run(
             [str(python), "-c", "import tlhelpers; print(tlhelpers.__file__)"],
             cwd=folder, env=clean(), check=True, capture_output=True, text=True,
         ).stdout.strip()  # fmt: skip
-        assert ROOT / "tlhelpers" not in Path(where).parents, where
-        chapters = sorted((ROOT / "chapters").glob("[0-9]*.ipynb"))
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            runs = pool.map(lambda path: run_chapter(python, path, folder), chapters)
-            for chapter, (seconds, error) in zip(chapters, runs, strict=True):
-                print(f"  {chapter.stem}: {error or f'{seconds:.0f} s'}", flush=True)
+        if ROOT / "tlhelpers" in Path(where).parents:
+            raise SystemExit(f"The chapters would import the package from {where}, not the wheel.")
+        cores = os.cpu_count() or 1
+        print(
+            f"Running {len(chapters)} chapters in an empty folder, {cores} at a time.", flush=True
+        )
+        with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+            runs = {pool.submit(run_chapter, python, path, folder): path.stem for path in chapters}
+            for done in concurrent.futures.as_completed(runs):
+                seconds, error = done.result()
+                print(f"  {runs[done]}: {'FAILED' if error else f'{seconds:.0f} s'}", flush=True)
                 if error:
-                    failed.append(chapter.stem)
-    print(f"{len(chapters) - len(failed)} of {len(chapters)} chapters run.")
-    return failed
+                    errors[runs[done]] = error
+    for stem, error in sorted(errors.items()):
+        print(f"\n{stem}\n{error}", file=sys.stderr)
+    print(f"{len(chapters) - len(errors)} of {len(chapters)} chapters ran without an error.")
+    return sorted(errors)
 
 
 def run_chapter(python: Path, chapter: Path, folder: Path) -> tuple[float, str | None]:
@@ -200,17 +284,27 @@ def oldest_pin(requirement: Requirement) -> str:
     return f"{requirement.name}=={minor}.*"
 
 
-def tests_with(name: str) -> int:
-    """The package's tests with the oldest or the newest versions; pytest's exit status."""
-    python = environment(name)
-    pins = [oldest_pin(r) for r in requirements(*TESTED)] if name == "oldest" else ["--upgrade"]
-    pip(python, *pins, *RUNNERS, "-e", f"{ROOT}[{','.join((*TESTED, 'test'))}]")
-    found = versions(python)
-    wanted = sorted(canonicalize_name(requirement.name) for requirement in requirements())
-    print("With " + ", ".join(f"{one} {found[one]}" for one in wanted) + ".", flush=True)
+def tests_with(name: str, selection: Sequence[str], *, again: bool) -> int:
+    """The package's tests with the oldest or the newest versions; pytest's exit status.
+
+    Args:
+        name: ``"oldest"`` or ``"newest"``.
+        selection: files of tests, or all of the package's if there are none.
+        again: use the environment of the run before, and what is installed in it.
+    """
+    python = interpreter(name, again=again)
+    if not again:
+        print(
+            f"Installing the {name} versions that pyproject.toml admits: some minutes.", flush=True
+        )
+        pins = [oldest_pin(r) for r in requirements(*TESTED)] if name == "oldest" else ["--upgrade"]
+        pip(python, *pins, *RUNNERS, "-e", f"{ROOT}[{','.join((*TESTED, 'test'))}]")
+    wanted = [canonicalize_name(requirement.name) for requirement in requirements()]
+    print(f"Testing with {listed(wanted, versions(python))}.", flush=True)
     ignored = [f"--ignore=tests/{file}" for file in NOT_OF_THE_PACKAGE]
     command = [str(python), "-m", "pytest", "-q", "-n", "logical", "--dist", "loadfile"]
-    return subprocess.run([*command, *ignored, "tests"], cwd=ROOT, env=clean()).returncode
+    chosen_tests = list(selection) or [*ignored, "tests"]
+    return subprocess.run([*command, *chosen_tests], cwd=ROOT, env=clean()).returncode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,8 +312,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("check", choices=("colab", "oldest", "newest"))
-    check = parser.parse_args(arguments).check
-    return colab() if check == "colab" else tests_with(check)
+    parser.add_argument("part", nargs="*", help="chapters (08), or files of tests; default: all")
+    parser.add_argument("--again", action="store_true", help="use the environment that is there")
+    parser.add_argument("--here", action="store_true", help="colab: install into this very Python")
+    given = parser.parse_intermixed_args(arguments)  # the parts may stand after an option
+    if given.check == "colab":
+        return colab(given.part, again=given.again, here=given.here)
+    if given.here:
+        parser.error("--here is for colab only.")
+    return tests_with(given.check, given.part, again=given.again)
 
 
 if __name__ == "__main__":
