@@ -10,22 +10,29 @@ import functools
 import html
 import http.server
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urldefrag
 
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from conftest import need
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_chapters import CHAPTERS, NUMBERED, OWN_PATH, ROOT, Document, claims
+
+sys.path.insert(0, str(ROOT / "tools"))
+import links  # a script's folder, not a package
+import pages as edition
 
 HTML = ROOT / "_build" / "html"
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+PAPER = {"width": 700, "height": 1000}  # A4 between its margins, in CSS pixels
 # Chromium must not look for updates and the like: where there is no network, it waits for them.
 CHROMIUM = [
     "--no-sandbox",
@@ -92,6 +99,31 @@ LIGHTNESS = """
           ground: lightness("backgroundColor"), ink: lightness("color")};
 }
 """
+# What of the screen is no use on paper, and is seen all the same.
+ON_PAPER = """
+() => Array.from(document.querySelectorAll(
+    "nav:not(#jb-print-toc *), button, input, .bd-header-article, .bd-sidebar, .prev-next-footer"))
+  .filter(e => e.checkVisibility({visibilityProperty: true}))
+  .map(e => `on paper: ${e.tagName}.${e.className}`.slice(0, 90))
+"""
+# Of the words of a program the first of each colour stands for all, else a page of code takes a
+# minute. Formulas have the ink of their paragraph, and a form for screen readers that is MathJax's.
+THIN = """
+() => {
+  const seen = new Set();
+  for (const e of document.querySelectorAll(".highlight pre span[class]")) {
+    const kind = e.className + " in " + e.closest(".highlight").parentElement.className;
+    if (seen.has(kind)) e.replaceWith(...e.childNodes); else seen.add(kind);
+  }
+  for (const e of document.querySelectorAll("mjx-container")) e.replaceWith("formula");
+  document.body.normalize();
+}
+"""
+AXE = Axe()
+# What hinders nobody much is left to whoever looks at a page by hand.
+SEVERE = ("serious", "critical")
+# The rules that a change of colours can break.
+COLOURS = {"runOnly": ["color-contrast", "link-in-text-block"]}
 
 
 @dataclass(frozen=True)
@@ -105,8 +137,10 @@ class Visit:
         outside: requests that it made to other sites; they were refused.
         facts: what the page consists of, see ``FACTS``.
         overflow: what is wider than a telephone; empty if nothing is.
+        paper: what is wider than a sheet of paper, or of no use on it.
         light, dark: theme, lightness of ground and ink (0 to 1), before and after the theme's
             button was pressed.
+        barriers: by theme what keeps people out, as axe-core finds it.
     """
 
     address: str
@@ -115,12 +149,14 @@ class Visit:
     outside: tuple[str, ...]
     facts: dict[str, Any]
     overflow: tuple[str, ...]
+    paper: tuple[str, ...]
     light: dict[str, Any]
     dark: dict[str, Any]
+    barriers: dict[str, list[str]]
 
 
 def visit(browser: Browser, address: str) -> Visit:
-    """Open a page, look at it on a desktop, switch to dark, look at it on a telephone."""
+    """Open a page, look at it on a desktop, in the dark, on a telephone and as printed."""
     origin = "/".join(address.split("/")[:3]) + "/"
     console: list[str] = []
     failed: list[str] = []
@@ -146,6 +182,12 @@ def visit(browser: Browser, address: str) -> Visit:
         dark = press_theme_button(page)
         page.set_viewport_size(PHONE)  # type: ignore[arg-type]
         overflow = page.evaluate(OVERFLOW)
+        page.set_viewport_size(PAPER)  # type: ignore[arg-type]
+        page.emulate_media(media="print")
+        paper = page.evaluate(OVERFLOW) + page.evaluate(ON_PAPER)
+        page.emulate_media(media="screen")
+        page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
+        barriers = find_barriers(page)
     finally:
         context.close()
     return Visit(
@@ -155,8 +197,10 @@ def visit(browser: Browser, address: str) -> Visit:
         tuple(outside),
         facts,
         tuple(overflow),
+        tuple(paper),
         light,
         dark,
+        barriers,
     )
 
 
@@ -170,6 +214,25 @@ def press_theme_button(page: Page) -> dict[str, Any]:
         buttons.first.click()
         seen = page.evaluate(LIGHTNESS)
     return seen
+
+
+def find_barriers(page: Page) -> dict[str, list[str]]:
+    """What axe-core finds on a page that is open: rule, help and element, in both themes.
+
+    Nothing can be looked at afterwards: most words of its programs lose their colours.
+    """
+    page.evaluate(THIN)
+    found = {}
+    for theme, options in (("dark", COLOURS), ("light", {})):
+        page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+        options = {"resultTypes": ["violations"], "preload": False, **options}
+        found[theme] = [
+            f"{violation['impact']}, {violation['id']}: {violation['help']}: {node['html'][:150]}"
+            for violation in AXE.run(page, options=options).response["violations"]
+            for node in violation["nodes"]
+            if violation["impact"] in SEVERE
+        ]
+    return found
 
 
 # Checks: each returns what it finds wrong
@@ -226,6 +289,18 @@ def dark_mode(seen: Visit) -> list[str]:
     return found
 
 
+def paper(seen: Visit) -> list[str]:
+    return list(seen.paper)
+
+
+def barriers_light(seen: Visit) -> list[str]:
+    return seen.barriers["light"]
+
+
+def barriers_dark(seen: Visit) -> list[str]:
+    return seen.barriers["dark"]
+
+
 def program_errors(seen: Visit) -> list[str]:
     return [text[:200] for text in seen.facts["stderr"]]
 
@@ -244,6 +319,9 @@ CHECKS: dict[str, Callable[[Visit], list[str]]] = {
         alternative_texts,
         phone_width,
         dark_mode,
+        paper,
+        barriers_light,
+        barriers_dark,
         program_errors,
         paths_of_machines,
     )
@@ -294,8 +372,9 @@ def look(browser: Browser) -> Iterator[Callable[[str], Visit]]:
 def pages() -> list[str]:
     """The built pages; the landing page stands for all where nothing is built."""
     found = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html"))
-    # The page at the root only leads on to the landing page.
-    shown = [page for page in found if page != "index.html" and not page.startswith("_static/")]
+    # The page at the root only leads on to the landing page; page 404 has a test of its own.
+    apart = ("index.html", "404.html")
+    shown = [page for page in found if page not in apart and not page.startswith("_static/")]
     return shown or ["chapters/index.html"]
 
 
@@ -341,22 +420,79 @@ def test_some_page_has_mathematics(look: Callable[[str], Visit]) -> None:
 
 
 def test_links_within_the_book_lead_somewhere(look: Callable[[str], Visit]) -> None:
-    dead = []
-    for page in pages():
-        seen = look(page)
-        root = seen.address.removesuffix(page)
-        for link in seen.facts["links"]:
-            address, fragment = urldefrag(link)
-            if not address.startswith(root):
-                continue
-            target = unquote(address.removeprefix(root)).partition("?")[0]
-            if not (HTML / target).is_file():
-                dead.append(f"{page} links to {target}, which does not exist")
-                continue
-            anchor = unquote(fragment)
-            if anchor and target in pages() and anchor not in look(target).facts["ids"]:
-                dead.append(f"{page} links to {target}#{anchor}, which does not exist")
-    assert sorted(set(dead)) == []
+    assert links.dead_ends(HTML) == []
+    assert links.home(links.read(HTML)), "the pages do not say where they are published"
+
+
+def test_every_reference_is_cited_and_every_citation_listed() -> None:
+    listed = set(
+        re.findall(r"^@\w+\{([^,\s]+),", (ROOT / "references.bib").read_text("utf-8"), re.M)
+    )
+    cited = set()
+    for path in CHAPTERS.iterdir():
+        if path.suffix in (".ipynb", ".md"):
+            for keys in re.findall(r"\{cite:\w+\}`([^`]+)`", path.read_text("utf-8")):
+                cited |= {key.strip() for key in keys.split(",")}
+    assert cited == listed
+    page = (HTML / "chapters/references.html").read_text("utf-8")
+    assert page.count('role="doc-biblioentry"') == len(listed)
+
+
+@pytest.mark.parametrize("page", ["chapters/index", "chapters/05-fine-tuning", "chapters/glossary"])
+def test_pages_carry_the_edition_and_a_description(page: str) -> None:
+    text = (HTML / f"{page}.html").read_text("utf-8")
+    (stamp,) = re.findall(r'</h1>\s*<p class="tl-edition">(.*?)</p>', text)
+    now = edition.edition()
+    assert stamp.startswith(f"Edition {now.version} · ")
+    assert stamp.endswith(f" · torch {now.torch}")
+    if now.commit:
+        assert re.search(r" · 20\d\d-\d\d-\d\d · commit [0-9a-f]{7,}", stamp)
+    said = dict(re.findall(r'<meta (?:name|property)="([\w:]+)" content="([^"]*)"', text))
+    assert said["og:url"].endswith(f"{page}.html")
+    assert said["og:title"] in html.escape(html.unescape(said["og:title"]))
+    assert len(said["description"].split()) > 5
+    image = said["og:image"].removeprefix(said["og:url"].removesuffix(f"{page}.html"))
+    assert Image.open(HTML / image).size == (1200, 630)
+
+
+def test_the_search_finds_the_chapter_on_negative_transfer(
+    browser: Browser, look: Callable[[str], Visit]
+) -> None:
+    address = look("chapters/index.html").address.removesuffix("chapters/index.html")
+    page = browser.new_page()
+    page.goto(f"{address}search.html?q=negative+transfer")
+    page.wait_for_selector("#search-results li a")
+    page.wait_for_function("!document.querySelector('#search-progress')?.textContent.endsWith('.')")
+    found = page.locator("#search-results li > a").all_inner_texts()
+    assert any(text.startswith("14 ·") for text in found[:3]), found[:5]
+    page.close()
+
+
+def test_the_page_for_a_missing_address_leads_back_from_any_depth(browser: Browser) -> None:
+    text = (HTML / "404.html").read_text("utf-8")
+    page = browser.new_page(viewport=PHONE)  # type: ignore[arg-type]
+    page.route("**/*", lambda route: route.fulfill(body=text, content_type="text/html", status=404))
+    page.goto("http://127.0.0.1:9/some/deep/address.html")
+    home = links.home(links.read(HTML))
+    for link in page.evaluate("Array.from(document.links, link => link.href)"):
+        assert (HTML / link.removeprefix(home)).is_file(), link
+    assert page.locator("form").get_attribute("action") == f"{home}search.html"
+    assert page.evaluate(OVERFLOW) == []
+    assert find_barriers(page) == {"dark": [], "light": []}
+    page.close()
+
+
+def test_a_dark_page_is_printed_in_the_light_theme(
+    browser: Browser, look: Callable[[str], Visit]
+) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto(look("chapters/index.html").address)
+    themes = [page.evaluate(LIGHTNESS)["theme"]]
+    for event in ("beforeprint", "afterprint"):
+        page.evaluate("name => { dispatchEvent(new Event(name)) }", event)
+        themes.append(page.evaluate(LIGHTNESS)["theme"])
+    assert themes == ["dark", "light", "dark"]
+    page.close()
 
 
 def colab_start() -> str:
@@ -394,10 +530,12 @@ WRONG = """<!doctype html><html><head><title>Wrong</title>
 <img src="data:," alt="A curve"><svg></svg><pre class="stderr">Warning!</pre></div>
 <span class="math">\\(x\\)</span>
 $<span class="math"><mjx-container><mjx-merror>Misplaced &</mjx-merror></mjx-container></span>
-and $$y$$ in /home/somebody/book
+and $$y$$ in /home/somebody/book <button>Menu</button>
+<p style="color: #ccc">pale</p><input>
 <div style="width: 900px">wide</div></body></html>"""
 
-RIGHT = """<!doctype html><html><head><title>Right</title></head>
+RIGHT = """<!doctype html><html lang="en"><head><title>Right</title>
+<style>@media print { button { display: none } }</style></head>
 <body style="background: white; color: black"><script>
 function toggle() { document.documentElement.dataset.theme = "dark";
 document.body.style.background = "#111"; document.body.style.color = "#eee"; }</script>

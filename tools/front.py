@@ -102,7 +102,8 @@ def cover(notebook: Any) -> str | None:
     if not figures:
         return None
     image = Image.open(io.BytesIO(base64.b64decode((tagged or [figures[0][0]])[0])))
-    small = image.convert("RGB")
+    # Of a tower of panels the uppermost: all of them would be too small to tell apart.
+    small = image.convert("RGB").crop((0, 0, image.width, min(image.height, image.width)))
     small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=80)
