@@ -80,10 +80,15 @@ FOLD = """<div class="cell {tags} docutils container">
 
 def test_a_fold_is_read_out_as_it_reads_and_a_solution_is_called_one() -> None:
     plain, solution = (FOLD.format(tags=f"tag_hide-input {tag}") for tag in ("x", "tag_solution"))
-    found = pages.folds(plain + solution + plain)
+    found = pages.mended(plain + solution + plain)
     assert "aria-label" not in found
     assert found.count("Show the solution") == found.count("Hide the solution") == 1
     assert found.count("Show the code") == 2 + 3, "labels of the others, and what is folded"
+
+
+def test_a_bibliography_is_a_list_of_items() -> None:
+    entry = '<div role="list"><div class="citation" role="doc-biblioentry">A</div></div>'
+    assert 'class="citation" role="listitem"' in pages.mended(entry)
 
 
 def test_a_description_is_the_first_paragraph_of_the_text() -> None:

@@ -331,8 +331,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tools/front.py").write_text(front)
     for folder in ("chapters", "tlhelpers", "assets"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "assets/book.css").write_text("")
-    (tmp_path / "assets/book.js").write_text("")
+    for name in ("book.css", "book.js", "search.js"):
+        (tmp_path / "assets" / name).write_text("")
     (tmp_path / "assets/favicon.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "references.bib").write_text("")
     (tmp_path / "constraints.txt").write_text("")

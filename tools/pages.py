@@ -91,12 +91,14 @@ def stamp(page: str, line: str) -> str:
     return page.replace("</h1>", f'</h1>\n<p class="tl-edition">{html.escape(line)}</p>', 1)
 
 
-def folds(page: str) -> str:
-    """The body of a page whose folded solutions say so, and whose folds are read out as they read.
+def mended(page: str) -> str:
+    """The body of a page without what its makers hide from people who hear it.
 
-    A fold's label for screen readers says "Toggle hidden content", over whatever stands there.
+    To a screen reader each fold is labelled "Toggle hidden content", over whatever stands there,
+    and the bibliography is a list that has no items. And a folded solution is called one.
     """
     page = page.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    page = page.replace('role="doc-biblioentry"', 'role="listitem"')
     return SOLUTION.sub(lambda found: found[0].replace("the code", "the solution"), page)
 
 
@@ -136,7 +138,7 @@ def on_page(
 ) -> None:
     """Add stamp and head to a page that is about to be written."""
     if "body" in context:
-        context["body"] = folds(stamp(context["body"], app.config.edition))
+        context["body"] = mended(stamp(context["body"], app.config.edition))
     if app.builder.name != "html":
         return
     image = app.config.share_image
