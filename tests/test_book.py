@@ -71,7 +71,6 @@ FACTS = r"""
     claims: all(".tl-claim").length,
     stderr: all(".cell_output .stderr, .cell_output .traceback").map(e => e.textContent.trim()),
     links: all("a[href]").map(e => e.href),
-    ids: all("[id]").map(e => e.id),
     text: article.textContent,
   };
 }
@@ -356,13 +355,18 @@ def browser(chromium_path: Path) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def look(browser: Browser) -> Iterator[Callable[[str], Visit]]:
-    """A function from the name of a page to its visit; each page is opened once."""
+def built() -> None:
+    """Skips or fails where there is no built book."""
     need(
         "browser",
         (HTML / "chapters" / "index.html").is_file(),
         "There is no built book in _build/html: run `make book` first.",
     )
+
+
+@pytest.fixture(scope="module")
+def look(browser: Browser, built: None) -> Iterator[Callable[[str], Visit]]:
+    """A function from the name of a page to its visit; each page is opened once."""
     server, address = serve(HTML)
     yield functools.cache(lambda page: visit(browser, address + page))
     server.shutdown()
@@ -423,11 +427,11 @@ def test_some_page_has_mathematics(look: Callable[[str], Visit]) -> None:
     assert sum(look(page).facts["formulas"] for page in pages()) > 0
 
 
-def test_links_within_the_book_lead_somewhere(look: Callable[[str], Visit]) -> None:
+def test_links_within_the_book_lead_somewhere(built: None) -> None:
     assert links.dead_ends(HTML) == []
 
 
-def test_every_reference_is_cited_and_every_citation_listed() -> None:
+def test_every_reference_is_cited_and_every_citation_listed(built: None) -> None:
     listed = set(
         re.findall(r"^@\w+\{([^,\s]+),", (ROOT / "references.bib").read_text("utf-8"), re.M)
     )
@@ -441,18 +445,30 @@ def test_every_reference_is_cited_and_every_citation_listed() -> None:
     assert len(re.findall(r'class="citation" id="\w+" role="listitem"', page)) == len(listed)
 
 
-@pytest.mark.parametrize("page", ["chapters/index", "chapters/05-fine-tuning", "chapters/glossary"])
-def test_pages_carry_the_edition_and_a_description(page: str) -> None:
-    text = (HTML / f"{page}.html").read_text("utf-8")
-    (stamp,) = re.findall(r'</h1>\s*<p class="tl-edition">(.*?)</p>', text)
+def test_every_page_of_the_contents_carries_one_edition(built: None) -> None:
+    sources = [path for path in CHAPTERS.iterdir() if path.suffix in (".ipynb", ".md")]
+    found = set()
+    for path in sources:
+        text = (HTML / f"chapters/{path.stem}.html").read_text("utf-8")
+        stamps = re.findall(r'</h1>\s*<p class="tl-edition">(.*?)</p>', text)
+        assert len(stamps) == 1, path.name
+        found.add(html.unescape(stamps[0]))
+    (stamp,) = found
     now = edition.edition()
     assert stamp.startswith(f"Edition {now.version} · ")
     assert stamp.endswith(f" · torch {now.torch}")
     if now.commit:
         assert re.search(r" · 20\d\d-\d\d-\d\d · commit [0-9a-f]{7,}", stamp)
+
+
+@pytest.mark.parametrize("page", ["chapters/index", "chapters/05-fine-tuning", "chapters/glossary"])
+def test_a_link_to_a_page_is_shown_with_title_description_and_picture(
+    page: str, built: None
+) -> None:
+    text = (HTML / f"{page}.html").read_text("utf-8")
     said = dict(re.findall(r'<meta (?:name|property)="([\w:]+)" content="([^"]*)"', text))
+    assert f"<h1>{said['og:title']}<" in text
     assert said["og:url"].endswith(f"{page}.html")
-    assert said["og:title"] in html.escape(html.unescape(said["og:title"]))
     assert len(said["description"].split()) > 5
     image = said["og:image"].removeprefix(said["og:url"].removesuffix(f"{page}.html"))
     assert Image.open(HTML / image).size == (1200, 630)
@@ -473,7 +489,9 @@ def test_the_search_finds_the_definition_first_then_chapters(
     assert found.index("References") > found.index(chapters[-1])
 
 
-def test_the_page_for_a_missing_address_leads_back_from_any_depth(browser: Browser) -> None:
+def test_the_page_for_a_missing_address_leads_back_from_any_depth(
+    browser: Browser, built: None
+) -> None:
     text = (HTML / "404.html").read_text("utf-8")
     page = browser.new_page(viewport=PHONE)  # type: ignore[arg-type]
     page.route("**/*", lambda route: route.fulfill(body=text, content_type="text/html", status=404))
