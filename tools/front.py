@@ -69,7 +69,8 @@ def figure() -> str:
 def share(title: str) -> bytes:
     """The figure under the book's title, as a PNG of the size at which links are shown."""
     shown = drawn(records.load(RECORD))
-    shown.set_size_inches(*(pixels / SHARE_DPI for pixels in SHARE))
+    width, height = SHARE
+    shown.set_size_inches(width / SHARE_DPI, height / SHARE_DPI)
     shown.suptitle(title, fontsize=17, fontweight="bold")
     return shown.image()
 

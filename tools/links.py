@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -193,10 +193,12 @@ def ask(address: str, *, tries: int = 3, timeout: float = 30.0, pause: float = 5
     return answer
 
 
-def check(addresses: Mapping[str, Sequence[str]], **options: float) -> int:
+def check(
+    addresses: Mapping[str, Sequence[str]], *, question: Callable[[str], Answer] = ask
+) -> int:
     """Ask for every address, say what is dead, moved or refused; the exit status."""
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda address: ask(address, **options), addresses))
+        answers = list(pool.map(question, addresses))
     dead = [answer for answer in answers if answer.dead]
     for answer in answers:
         if answer in dead:
