@@ -110,8 +110,9 @@ ON_PAPER = """
 THIN = """
 () => {
   const seen = new Set();
-  for (const e of document.querySelectorAll(".highlight pre span[class]")) {
-    const kind = e.className + " in " + e.closest(".highlight").parentElement.className;
+  for (const e of document.querySelectorAll(":is(.highlight pre, dt.sig, code) span[class]")) {
+    const place = e.closest(".highlight, dt.sig, code").parentElement;
+    const kind = [e.className, place.tagName, place.className].join(" ");
     if (seen.has(kind)) e.replaceWith(...e.childNodes); else seen.add(kind);
   }
   for (const e of document.querySelectorAll("mjx-container")) e.replaceWith("formula");
