@@ -49,7 +49,7 @@ pdf: book ## print the book into _build/transfer-learning.pdf (needs Chromium)
 	@$(RUN) tools/ebook.py pdf
 
 linkcheck: book ## ask every address outside of the book whether it is still there
-	@$(RUN) tools/ebook.py linkcheck
+	@$(RUN) tools/links.py
 
 # Before a release, and weekly; each makes an environment of its own below _build.
 colab-check: $(STAMP) ## run the chapters from the wheel with Colab's versions

@@ -10,22 +10,29 @@ import functools
 import html
 import http.server
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urldefrag
 
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from conftest import need
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_chapters import CHAPTERS, NUMBERED, OWN_PATH, ROOT, Document, claims
+
+sys.path.insert(0, str(ROOT / "tools"))
+import links  # a script's folder, not a package
+import pages as edition
 
 HTML = ROOT / "_build" / "html"
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+PAPER = {"width": 700, "height": 1000}  # A4 between its margins, in CSS pixels
 # Chromium must not look for updates and the like: where there is no network, it waits for them.
 CHROMIUM = [
     "--no-sandbox",
@@ -65,7 +72,6 @@ FACTS = r"""
     explorers: all(".tl-explorer").length,
     stderr: all(".cell_output .stderr, .cell_output .traceback").map(e => e.textContent.trim()),
     links: all("a[href]").map(e => e.href),
-    ids: all("[id]").map(e => e.id),
     text: article.textContent,
   };
 }
@@ -97,6 +103,32 @@ LIGHTNESS = """
           ground: lightness("backgroundColor"), ink: lightness("color")};
 }
 """
+# What of the screen is no use on paper, and is seen all the same.
+ON_PAPER = """
+() => Array.from(document.querySelectorAll(
+    "nav, button, .tl-controls input, .bd-header-article, .bd-sidebar, .prev-next-footer"))
+  .filter(e => e.checkVisibility({visibilityProperty: true}))
+  .map(e => `on paper: ${e.tagName}.${e.className}`.slice(0, 90))
+"""
+# Of the words of a program the first of each colour stands for all, else a page of code takes a
+# minute. Formulas have the ink of their paragraph, and a form for screen readers that is MathJax's.
+THIN = """
+() => {
+  const seen = new Set();
+  for (const e of document.querySelectorAll(":is(.highlight pre, dt.sig, code) span[class]")) {
+    const place = e.closest(".highlight, dt.sig, code").parentElement;
+    const kind = [e.className, place.tagName, place.className].join(" ");
+    if (seen.has(kind)) e.replaceWith(...e.childNodes); else seen.add(kind);
+  }
+  for (const e of document.querySelectorAll("mjx-container")) e.replaceWith("formula");
+  document.body.normalize();
+}
+"""
+AXE = Axe()
+# What hinders nobody much is left to whoever looks at a page by hand.
+SEVERE = ("serious", "critical")
+# The rules that a change of colours can break.
+COLOURS = {"runOnly": ["color-contrast", "link-in-text-block"]}
 
 
 @dataclass(frozen=True)
@@ -111,8 +143,10 @@ class Visit:
         facts: what the page consists of, see ``FACTS``.
         overflow: what is wider than a telephone; empty if nothing is.
         unmoved: what the keyboard does not move as it should in the figures with controls.
+        paper: what is wider than a sheet of paper, or of no use on it.
         light, dark: theme, lightness of ground and ink (0 to 1), before and after the theme's
             button was pressed.
+        barriers: by theme what keeps people out, as axe-core finds it.
     """
 
     address: str
@@ -122,12 +156,14 @@ class Visit:
     facts: dict[str, Any]
     overflow: tuple[str, ...]
     unmoved: tuple[str, ...]
+    paper: tuple[str, ...]
     light: dict[str, Any]
     dark: dict[str, Any]
+    barriers: dict[str, list[str]]
 
 
 def visit(browser: Browser, address: str) -> Visit:
-    """Open a page, look at it on a desktop, switch to dark, look at it on a telephone."""
+    """Open a page, look at it on a desktop, in the dark, on a telephone and as printed."""
     origin = "/".join(address.split("/")[:3]) + "/"
     console: list[str] = []
     failed: list[str] = []
@@ -154,6 +190,12 @@ def visit(browser: Browser, address: str) -> Visit:
         dark = press_theme_button(page)
         page.set_viewport_size(PHONE)  # type: ignore[arg-type]
         overflow = page.evaluate(OVERFLOW)
+        page.set_viewport_size(PAPER)  # type: ignore[arg-type]
+        page.emulate_media(media="print")
+        paper = page.evaluate(OVERFLOW) + page.evaluate(ON_PAPER)
+        page.emulate_media(media="screen")
+        page.set_viewport_size(DESKTOP)  # type: ignore[arg-type]
+        barriers = find_barriers(page)
     finally:
         context.close()
     return Visit(
@@ -164,8 +206,10 @@ def visit(browser: Browser, address: str) -> Visit:
         facts,
         tuple(overflow),
         tuple(unmoved),
+        tuple(paper),
         light,
         dark,
+        barriers,
     )
 
 
@@ -204,6 +248,25 @@ def press_theme_button(page: Page) -> dict[str, Any]:
         buttons.first.click()
         seen = page.evaluate(LIGHTNESS)
     return seen
+
+
+def find_barriers(page: Page) -> dict[str, list[str]]:
+    """What axe-core finds on a page that is open: rule, help and element, in both themes.
+
+    Nothing can be looked at afterwards: most words of its programs lose their colours.
+    """
+    page.evaluate(THIN)
+    found = {}
+    for theme, options in (("dark", COLOURS), ("light", {})):
+        page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+        options = {"resultTypes": ["violations"], "preload": False, **options}
+        found[theme] = [
+            f"{violation['impact']}, {violation['id']}: {violation['help']}: {node['html'][:150]}"
+            for violation in AXE.run(page, options=options).response["violations"]
+            for node in violation["nodes"]
+            if violation["impact"] in SEVERE
+        ]
+    return found
 
 
 # Checks: each returns what it finds wrong
@@ -264,6 +327,18 @@ def dark_mode(seen: Visit) -> list[str]:
     return found
 
 
+def paper(seen: Visit) -> list[str]:
+    return list(seen.paper)
+
+
+def barriers_light(seen: Visit) -> list[str]:
+    return seen.barriers["light"]
+
+
+def barriers_dark(seen: Visit) -> list[str]:
+    return seen.barriers["dark"]
+
+
 def program_errors(seen: Visit) -> list[str]:
     return [text[:200] for text in seen.facts["stderr"]]
 
@@ -283,6 +358,9 @@ CHECKS: dict[str, Callable[[Visit], list[str]]] = {
         phone_width,
         figures_with_controls,
         dark_mode,
+        paper,
+        barriers_light,
+        barriers_dark,
         program_errors,
         paths_of_machines,
     )
@@ -317,13 +395,18 @@ def browser(chromium_path: Path) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def look(browser: Browser) -> Iterator[Callable[[str], Visit]]:
-    """A function from the name of a page to its visit; each page is opened once."""
+def built() -> None:
+    """Skips or fails where there is no built book."""
     need(
         "browser",
         (HTML / "chapters" / "index.html").is_file(),
         "There is no built book in _build/html: run `make book` first.",
     )
+
+
+@pytest.fixture(scope="module")
+def look(browser: Browser, built: None) -> Iterator[Callable[[str], Visit]]:
+    """A function from the name of a page to its visit; each page is opened once."""
     server, address = serve(HTML)
     yield functools.cache(lambda page: visit(browser, address + page))
     server.shutdown()
@@ -333,9 +416,14 @@ def look(browser: Browser) -> Iterator[Callable[[str], Visit]]:
 def pages() -> list[str]:
     """The built pages; the landing page stands for all where nothing is built."""
     found = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html"))
-    # The page at the root only leads on to the landing page.
-    shown = [page for page in found if page != "index.html" and not page.startswith("_static/")]
+    # The page at the root only leads on to the landing page; page 404 has a test of its own.
+    apart = ("index.html", "404.html")
+    shown = [page for page in found if page not in apart and not page.startswith("_static/")]
     return shown or ["chapters/index.html"]
+
+
+def landing() -> str:
+    return (HTML / "chapters/index.html").read_text("utf-8")
 
 
 def chapter_pages() -> list[str]:
@@ -384,23 +472,95 @@ def test_some_page_has_a_figure_with_controls(look: Callable[[str], Visit]) -> N
     assert sum(look(page).facts["explorers"] for page in chapter_pages()) > 0
 
 
-def test_links_within_the_book_lead_somewhere(look: Callable[[str], Visit]) -> None:
-    dead = []
-    for page in pages():
-        seen = look(page)
-        root = seen.address.removesuffix(page)
-        for link in seen.facts["links"]:
-            address, fragment = urldefrag(link)
-            if not address.startswith(root):
-                continue
-            target = unquote(address.removeprefix(root)).partition("?")[0]
-            if not (HTML / target).is_file():
-                dead.append(f"{page} links to {target}, which does not exist")
-                continue
-            anchor = unquote(fragment)
-            if anchor and target in pages() and anchor not in look(target).facts["ids"]:
-                dead.append(f"{page} links to {target}#{anchor}, which does not exist")
-    assert sorted(set(dead)) == []
+def test_links_within_the_book_lead_somewhere(built: None) -> None:
+    assert links.dead_ends(HTML) == []
+
+
+def test_every_reference_is_cited_and_every_citation_listed(built: None) -> None:
+    listed = set(
+        re.findall(r"^@\w+\{([^,\s]+),", (ROOT / "references.bib").read_text("utf-8"), re.M)
+    )
+    cited = set()
+    for path in CHAPTERS.iterdir():
+        if path.suffix in (".ipynb", ".md"):
+            for keys in re.findall(r"\{cite:\w+\}`([^`]+)`", path.read_text("utf-8")):
+                cited |= {key.strip() for key in keys.split(",")}
+    assert cited == listed
+    page = (HTML / "chapters/references.html").read_text("utf-8")
+    assert len(re.findall(r'class="citation" id="\w+" role="listitem"', page)) == len(listed)
+
+
+def test_every_page_of_the_contents_carries_one_edition(built: None) -> None:
+    sources = [path for path in CHAPTERS.iterdir() if path.suffix in (".ipynb", ".md")]
+    found = set()
+    for path in sources:
+        text = (HTML / f"chapters/{path.stem}.html").read_text("utf-8")
+        stamps = re.findall(r'</h1>\s*<p class="tl-edition">(.*?)</p>', text)
+        assert len(stamps) == 1, path.name
+        found.add(html.unescape(stamps[0]))
+    (stamp,) = found
+    now = edition.edition()
+    assert stamp.startswith(f"Edition {now.version} · ")
+    assert stamp.endswith(f" · torch {now.torch}")
+    if now.commit:
+        assert re.search(r" · 20\d\d-\d\d-\d\d · commit [0-9a-f]{7,}", stamp)
+
+
+@pytest.mark.parametrize("page", ["chapters/index", "chapters/05-fine-tuning", "chapters/glossary"])
+def test_a_link_to_a_page_is_shown_with_title_description_and_picture(
+    page: str, built: None
+) -> None:
+    text = (HTML / f"{page}.html").read_text("utf-8")
+    said = dict(re.findall(r'<meta (?:name|property)="([\w:]+)" content="([^"]*)"', text))
+    assert f"<h1>{said['og:title']}<" in text
+    assert said["og:url"].endswith(f"{page}.html")
+    assert len(said["description"].split()) > 5
+    image = said["og:image"].removeprefix(said["og:url"].removesuffix(f"{page}.html"))
+    assert Image.open(HTML / image).size == (1200, 630)
+
+
+def test_the_search_finds_the_definition_first_then_chapters(
+    browser: Browser, look: Callable[[str], Visit]
+) -> None:
+    address = look("chapters/index.html").address.removesuffix("chapters/index.html")
+    page = browser.new_page()
+    page.goto(f"{address}search.html?q=negative+transfer")
+    page.get_by_text("Search finished").wait_for()
+    found = page.locator("#search-results li > a").all_inner_texts()
+    page.close()
+    assert found[0] == "Glossary > negative transfer"
+    chapters = [text for text in found if re.match(r"\d\d · ", text)]
+    assert any(text.startswith("14 · ") for text in chapters)
+    assert found.index("References") > found.index(chapters[-1])
+
+
+def test_the_page_for_a_missing_address_leads_back_from_any_depth(
+    browser: Browser, built: None
+) -> None:
+    text = (HTML / "404.html").read_text("utf-8")
+    page = browser.new_page(viewport=PHONE)  # type: ignore[arg-type]
+    page.route("**/*", lambda route: route.fulfill(body=text, content_type="text/html", status=404))
+    page.goto("http://127.0.0.1:9/some/deep/address.html")
+    (home,) = re.findall(r'rel="canonical" href="(.*)chapters/index.html"', landing())
+    for link in page.evaluate("Array.from(document.links, link => link.href)"):
+        assert (HTML / link.removeprefix(home)).is_file(), link
+    assert page.locator("form").get_attribute("action") == f"{home}search.html"
+    assert page.evaluate(OVERFLOW) == []
+    assert find_barriers(page) == {"dark": [], "light": []}
+    page.close()
+
+
+def test_a_dark_page_is_printed_in_the_light_theme(
+    browser: Browser, look: Callable[[str], Visit]
+) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto(look("chapters/index.html").address)
+    themes = [page.evaluate(LIGHTNESS)["theme"]]
+    for event in ("beforeprint", "afterprint"):
+        page.evaluate("name => { dispatchEvent(new Event(name)) }", event)
+        themes.append(page.evaluate(LIGHTNESS)["theme"])
+    assert themes == ["dark", "light", "dark"]
+    page.close()
 
 
 def test_the_network_is_loaded_by_one_page_alone(look: Callable[[str], Visit]) -> None:
@@ -448,9 +608,12 @@ $<span class="math"><mjx-container><mjx-merror>Misplaced &</mjx-merror></mjx-con
 and $$y$$ in /home/somebody/book
 <div class="tl-explorer"><input type="range"><img src="data:," alt="Nothing moves it"></div>
 <div class="tl-explorer"></div>
+and $$y$$ in /home/somebody/book <button>Menu</button>
+<p style="color: #ccc">pale</p><input>
 <div style="width: 900px">wide</div></body></html>"""
 
-RIGHT = """<!doctype html><html><head><title>Right</title></head>
+RIGHT = """<!doctype html><html lang="en"><head><title>Right</title>
+<style>@media print { button { display: none } }</style></head>
 <body style="background: white; color: black"><script>
 function toggle() { document.documentElement.dataset.theme = "dark";
 document.body.style.background = "#111"; document.body.style.color = "#eee"; }</script>
@@ -480,6 +643,14 @@ FOUND = {
     "phone_width": [r"9\d\d px wide", "DIV"],
     "figures_with_controls": ["figure 1, control 1: .* stays", "figure 2 has no control"],
     "dark_mode": ["does not make it dark"],
+    "paper": [r"9\d\d px wide", "DIV", "on paper: BUTTON"],
+    "barriers_light": [
+        "color-contrast.*pale",
+        "html-has-lang",
+        "image-alt.*missing",
+        "label.*input",
+    ],
+    "barriers_dark": ["color-contrast.*pale"],
     "program_errors": ["Warning!"],
     "paths_of_machines": ["/home/"],
 }

@@ -70,3 +70,12 @@ def test_the_first_figure_stands_for_a_chapter_unless_one_is_tagged() -> None:
     assert wide[0] / wide[1] > 2 > high[0] / high[1]
     assert wide[0] <= front.THUMBNAIL[0]
     assert high[1] <= front.THUMBNAIL[1]
+
+
+def test_of_a_tower_of_panels_the_top_stands_for_a_chapter() -> None:
+    assert shape(front.cover(notebook(14))) == (front.THUMBNAIL[1], front.THUMBNAIL[1])
+
+
+def test_the_picture_for_links_has_the_size_that_sites_ask_for() -> None:
+    image = Image.open(io.BytesIO(front.share("A title of the book")))
+    assert (image.format, image.size) == ("PNG", front.SHARE)

