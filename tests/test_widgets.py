@@ -259,14 +259,6 @@ class TestInABrowser:
         shot = page.locator(".tl-frame:not([hidden]) img").screenshot()
         return Image.open(io.BytesIO(shot)).convert("RGB")
 
-    def test_paper_shows_what_is_chosen_and_no_control(self, page: Page) -> None:
-        page.add_style_tag(path=str(STYLE))
-        page.emulate_media(media="print")
-        assert self.shown(page) == ["A line for 5 shots by probe."]
-        assert not page.locator("input:visible").count()
-        visible = page.locator("label:visible").all_inner_texts()
-        assert [" ".join(text.split()) for text in visible] == ["shots: 5", "probe"]
-
     def test_without_script_the_first_figure_and_all_numbers_stay(self, chromium: Any) -> None:
         page = chromium.new_context(java_script_enabled=False).new_page()
         page.set_content(explorer().html())
@@ -277,7 +269,7 @@ class TestInABrowser:
 
     def test_on_paper_stand_one_figure_and_its_setting_in_words(self, page: Page) -> None:
         page.set_content(f'<main class="bd-article">{explorer().html()}</main>')
-        page.add_style_tag(path=STYLE)
+        page.add_style_tag(path=str(STYLE))
         page.get_by_label("k-NN & <more>").check()
         page.emulate_media(media="print")
         assert self.shown(page) == ["A line for 5 shots by k-NN & <more>."]

@@ -112,6 +112,14 @@ def thumbnail(image: Tensor) -> Tensor:
 
     Args:
         image: (channels, height, width).
+
+    Example:
+        >>> import torch
+        >>> from tlhelpers.duplicates import thumbnail
+        >>> picture = torch.rand(3, 60, 90, generator=torch.Generator().manual_seed(0))
+        >>> brighter = 0.5 + picture / 2
+        >>> bool((thumbnail(picture) @ thumbnail(brighter)).isclose(torch.tensor(1.0)))
+        True
     """
     grey = F.adaptive_avg_pool2d(image.float().mean(dim=0, keepdim=True), _SIDE).flatten()
     centred = grey - grey.mean()

@@ -165,6 +165,27 @@ def read(
         FileNotFoundError: if there is no such folder.
         ValueError: if there are fewer than two classes, a class has too few pictures or groups, a
             picture has no group, or pictures lie where they would be overlooked.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> import tlhelpers as tl
+        >>> home, rng = Path(tempfile.mkdtemp()) / "pets", np.random.default_rng(0)
+        >>> for i in range(12):
+        ...     folder = home / ("cats" if i % 2 else "dogs")
+        ...     folder.mkdir(parents=True, exist_ok=True)
+        ...     noise = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        ...     Image.fromarray(noise).resize((40, 30)).save(folder / f"{i // 4} {i}.png")
+        >>> animal = lambda i: i.split("/")[1].split()[0]  # the file's first word
+        >>> pictures = tl.folders.read(home, groups=animal)
+        >>> pictures.to_frame().reset_index()
+          class  train  validation  test  groups
+        0  cats      2           2     2       3
+        1  dogs      2           2     2       3
+        >>> len(pictures.left_out), len(pictures.copies)
+        (0, 0)
     """
     path = Path(path).expanduser()
     if not (train > 0 and validation > 0 and train + validation < 1):

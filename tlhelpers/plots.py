@@ -145,7 +145,9 @@ class Figure(matplotlib.figure.Figure):
         if self.image_format == "jpeg":
             pixels.save(buffer, "JPEG", quality=85, optimize=True)
         else:
-            in_few_colours(pixels).save(buffer, "PNG", optimize=True)
+            # Enough colours for lines and bars, and a third of the bytes.
+            few = pixels.quantize(256, dither=Image.Dither.NONE)
+            few.save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
 
     def _repr_mimebundle_(
@@ -174,11 +176,6 @@ class Figure(matplotlib.figure.Figure):
 
     def __repr__(self) -> str:
         return f"<Figure: {self.alt}>"
-
-
-def in_few_colours(image: Image.Image, *, colours: int = 256) -> Image.Image:
-    """So many colours, which are enough for lines and bars, and make a third of the bytes."""
-    return image.quantize(colours, dither=Image.Dither.NONE)
 
 
 def figure(

@@ -121,6 +121,17 @@ class Protocol:
 
     Raises:
         ValueError: if a sentence is missing, or a setting cannot be meant.
+
+    Example:
+        >>> import tlhelpers as tl
+        >>> protocol = tl.reporting.Protocol(
+        ...     question="Can the shelter's cats be told apart by their coats?",
+        ...     expected="Mostly, as few coats are alike.",
+        ...     origin="Photographs of one shelter; no network has met them.",
+        ...     example="A photograph; those of one cat belong together.",
+        ... )
+        >>> protocol.network, protocol.metric, protocol.draws
+        ('mobilenet_v2', 'top1', 10)
     """
 
     question: str

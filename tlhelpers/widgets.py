@@ -28,7 +28,7 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from tlhelpers.plots import CSS_PIXELS, Figure, in_few_colours
+from tlhelpers.plots import CSS_PIXELS, Figure
 
 LARGEST = 300_000  # bytes of one explorer on a page
 
@@ -266,7 +266,8 @@ def _webp(image: Image.Image) -> str:
     drawn = pixels[..., 3] > 0
     if drawn.any():
         # WebP packs 256 colours best, and the clear places take one.
-        few = in_few_colours(Image.fromarray(pixels[drawn][None, :, :3].copy()), colours=255)
+        colours = Image.fromarray(pixels[drawn][None, :, :3].copy())
+        few = colours.quantize(255, dither=Image.Dither.NONE)
         pixels[drawn, :3] = np.asarray(few.convert("RGB"))[0]
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "WEBP", lossless=True)
