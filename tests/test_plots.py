@@ -199,6 +199,17 @@ class TestDisplay:
         assert options["raw"] is True
 
 
+@pytest.mark.parametrize("height", [4.1, 4.6, *np.linspace(2, 9, 12)])
+def test_a_figure_of_any_height_is_drawn(height: float) -> None:
+    figure = plots.Figure(alt="A line through the field.", figsize=(plots.WIDTH, height))
+    figure.add_artist(plt.Line2D([0, 1], [0, 1]))
+    pixels = figure.pixels()
+    assert pixels.width == 1280
+    assert abs(pixels.height - plots.SHARPNESS * plots.CSS_PIXELS * height) <= 1
+    corners = [pixels.getpixel((x, pixels.height - 1 - y)) for x, y in ((3, 2), (1276, 2))]
+    assert corners[1] == (255, 255, 255) != corners[0], "rows of another length would be askew"
+
+
 class TestAlt:
     def test_cards_name_the_largest_first(self) -> None:
         assert draw_cards().alt == (

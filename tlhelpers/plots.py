@@ -133,11 +133,15 @@ class Figure(matplotlib.figure.Figure):
 
     def pixels(self) -> Image.Image:
         """The figure drawn, in RGB, at :data:`SHARPNESS` times the size that a page shows it."""
-        buffer, dpi = io.BytesIO(), SHARPNESS * CSS_PIXELS
-        self.savefig(buffer, format="raw", dpi=dpi, facecolor="white")
-        width, height = (int(inches * dpi) for inches in self.get_size_inches())
-        drawn = np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
-        return Image.fromarray(drawn).convert("RGB")
+        buffer = io.BytesIO()
+        self.savefig(
+            buffer,
+            format="png",
+            dpi=SHARPNESS * CSS_PIXELS,
+            facecolor="white",
+            pil_kwargs={"compress_level": 0},  # it is read again at once
+        )
+        return Image.open(buffer).convert("RGB")
 
     def image(self) -> bytes:
         """The figure as the bytes of a PNG or JPEG file."""
