@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
-from conftest import need
+from gates import need
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_chapters import CHAPTERS, NUMBERED, OWN_PATH, ROOT, Document, claims

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import conftest
+import gates
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -288,27 +288,27 @@ def test_the_continuous_integration_runs_the_readmes_commands() -> None:
 
 
 def test_what_is_absent_skips_or_fails_as_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(conftest.REQUIRE_VARIABLE, raising=False)
+    monkeypatch.delenv(gates.REQUIRE_VARIABLE, raising=False)
     with pytest.raises(pytest.skip.Exception, match="no photographs"):
-        conftest.need("data", False, "no photographs")
-    monkeypatch.setenv(conftest.REQUIRE_VARIABLE, "browser data")
+        gates.need("data", False, "no photographs")
+    monkeypatch.setenv(gates.REQUIRE_VARIABLE, "browser data")
     with pytest.raises(pytest.fail.Exception, match="asks for 'data': no photographs"):
-        conftest.need("data", False, "no photographs")
-    conftest.need("data", True, "")
+        gates.need("data", False, "no photographs")
+    gates.need("data", True, "")
 
 
 def test_a_misspelt_capability_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(conftest.REQUIRE_VARIABLE, "dta")
+    monkeypatch.setenv(gates.REQUIRE_VARIABLE, "dta")
     with pytest.raises(ValueError, match="may name data, browser, extras; found dta"):
-        conftest.need("data", False, "")
+        gates.need("data", False, "")
     with pytest.raises(ValueError, match=r"must be one of .* found 'network'"):
-        conftest.need("network", True, "")
+        gates.need("network", True, "")
 
 
 @pytest.mark.parametrize("module", OPTIONAL)
 def test_an_optional_package_is_here_where_all_are_required(module: str) -> None:
     found = importlib.util.find_spec(module) is not None
-    conftest.need("extras", found, f'{module} is not installed: pip install -e ".[test]".')
+    gates.need("extras", found, f'{module} is not installed: pip install -e ".[test]".')
 
 
 # What is built: a small book in a folder of its own, with a package of one line

@@ -224,10 +224,9 @@ def run_chapters(python: Path, chapters: Sequence[Path]) -> list[str]:
         ).stdout.strip()  # fmt: skip
         if ROOT / "tlhelpers" in Path(where).parents:
             raise SystemExit(f"The chapters would import the package from {where}, not the wheel.")
-        cores = os.cpu_count() or 1
-        print(
-            f"Running {len(chapters)} chapters in an empty folder, {cores} at a time.", flush=True
-        )
+        cores = min(os.cpu_count() or 1, len(chapters))
+        many = f"{len(chapters)} chapters" if len(chapters) > 1 else chapters[0].stem
+        print(f"Running {many} in an empty folder, {cores} at a time.", flush=True)
         with concurrent.futures.ThreadPoolExecutor(cores) as pool:
             runs = {pool.submit(run_chapter, python, path, folder): path.stem for path in chapters}
             for done in concurrent.futures.as_completed(runs):
