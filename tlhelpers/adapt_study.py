@@ -399,7 +399,7 @@ def strength(
         way is ``"alone"``, the source alone in its own batches, or a weight. The row has the
         accuracies ``source`` and ``target``, and ``told_apart``, the share of images whose domain a
         judge names, both domains counting as much. In the rows of the first seed there are lists
-        over :data:`SHOWN` images of each class, empty ones elsewhere: ``source_odds`` and
+        over a dozen images of each class, empty ones elsewhere: ``source_odds`` and
         ``target_odds``, the judge's log odds for "target", and ``source_margin`` and
         ``target_margin``, the logit of the true class minus the largest other one. The
         result holds the means, such as ``target_10``.

@@ -132,7 +132,7 @@ class Figure(matplotlib.figure.Figure):
         self._alt = " ".join(words)
 
     def pixels(self) -> Image.Image:
-        """The figure drawn, in RGB, at :data:`SHARPNESS` times the size that a page shows it."""
+        """The figure drawn, in RGB, at twice the size that a page shows it, for sharp screens."""
         buffer = io.BytesIO()
         self.savefig(
             buffer,
