@@ -110,10 +110,19 @@ ON_PAPER = """
   .filter(e => e.checkVisibility({visibilityProperty: true}))
   .map(e => `on paper: ${e.tagName}.${e.className}`.slice(0, 90))
 """
-# Of the words of a program the first of each colour stands for all, else a page of code takes a
-# minute. Formulas have the ink of their paragraph, and a form for screen readers that is MathJax's.
+# Of the words of a program the first of each colour stands for all, and of the names on the page of
+# the API the first few of each kind, else these pages take minutes. Formulas have the ink of their
+# paragraph, and a form for screen readers that is MathJax's. Colours must not be on their way.
 THIN = """
 () => {
+  const style = document.createElement("style");
+  style.textContent = "* { transition: none !important }";
+  document.head.append(style);
+  const kinds = {};
+  for (const e of document.querySelectorAll("dl.py")) {
+    kinds[e.className] = (kinds[e.className] || 0) + 1;
+    if (kinds[e.className] > 5) e.remove();
+  }
   const seen = new Set();
   for (const e of document.querySelectorAll(":is(.highlight pre, dt.sig, code) span[class]")) {
     const place = e.closest(".highlight, dt.sig, code").parentElement;
@@ -413,11 +422,17 @@ def look(browser: Browser, built: None) -> Iterator[Callable[[str], Visit]]:
     server.server_close()
 
 
+SOURCES = "_modules/tlhelpers/"
+
+
 def pages() -> list[str]:
-    """The built pages; the landing page stands for all where nothing is built."""
+    """The built pages; the landing page stands for all where nothing is built.
+
+    The page at the root only leads on to the landing page, and page 404 has a test of its own. The
+    source of a module is shown by a page that nobody wrote: the first two stand for the others.
+    """
     found = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html"))
-    # The page at the root only leads on to the landing page; page 404 has a test of its own.
-    apart = ("index.html", "404.html")
+    apart = ["index.html", "404.html", *[page for page in found if page.startswith(SOURCES)][2:]]
     shown = [page for page in found if page not in apart and not page.startswith("_static/")]
     return shown or ["chapters/index.html"]
 
@@ -606,9 +621,8 @@ WRONG = """<!doctype html><html><head><title>Wrong</title>
 <span class="math">\\(x\\)</span>
 $<span class="math"><mjx-container><mjx-merror>Misplaced &</mjx-merror></mjx-container></span>
 and $$y$$ in /home/somebody/book
-<div class="tl-explorer"><input type="range"><img src="data:," alt="Nothing moves it"></div>
-<div class="tl-explorer"></div>
-and $$y$$ in /home/somebody/book <button>Menu</button>
+<div class="tl-explorer"><input type="range" aria-label="x"><img src="data:," alt="Still"></div>
+<div class="tl-explorer"></div> <button>Menu</button>
 <p style="color: #ccc">pale</p><input>
 <div style="width: 900px">wide</div></body></html>"""
 
@@ -621,7 +635,7 @@ document.body.style.background = "#111"; document.body.style.color = "#eee"; }</
 <img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" alt="Logo">
 <span class="math"><mjx-container>x</mjx-container></span> costs $5 <code>$$</code>
 <svg></svg><div class="tl-explorer">
-<input type="range" max="1" value="1" oninput="
+<input type="range" aria-label="which" max="1" value="1" oninput="
 const [one, two] = document.querySelectorAll('.tl-explorer img');
 two.hidden = value === '0'; one.hidden = value === '1'">
 <img src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" alt="First" hidden width="9">
