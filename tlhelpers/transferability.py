@@ -731,7 +731,8 @@ def _plain(values: ArrayLike) -> ArrayLike:
 
 
 def _pair(scores: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    a, b = (np.asarray(_plain(values), dtype=np.float64) for values in (scores, truth))
+    # Copies: a view may be read-only, which older versions of SciPy refuse.
+    a, b = (np.array(_plain(values), dtype=np.float64) for values in (scores, truth))
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise ValueError(
             f"scores and truth should each hold a number for the same two or more networks, found "

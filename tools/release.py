@@ -55,11 +55,13 @@ NOT_OF_THE_PACKAGE = (
     "test_costs.py",
     "test_ebook.py",
     "test_front.py",
+    "test_gallery.py",
     "test_ledger.py",
     "test_links.py",
     "test_pages.py",
     "test_project.py",
     "test_release.py",
+    "test_tables.py",
     "test_try_it.py",
     "test_workflows.py",
 )
