@@ -453,7 +453,9 @@ def test_a_warning_fails_every_build_and_a_removed_page_goes(small: Path) -> Non
 
 
 def test_one_page_is_built_with_references_that_lead_nowhere(small: Path) -> None:
-    (small / "chapters/index.md").write_text("# Index\n\n[a later chapter](99-later)\n")
+    (small / "chapters/index.md").write_text(
+        "# Index\n\n[a later chapter](99-later)\n\n```{include} ../_build/front.md\n```\n"
+    )
     done = book_tool(small, "page", "01")
     assert done.returncode == 0, done.stderr
     built = small / "_build/page/_build/html/chapters/01-page.html"

@@ -123,6 +123,7 @@ def page(name: str) -> int:
     PAGE.mkdir(parents=True)
     write_page_config(chapter)
     write_static()
+    stand_in(LEDGER, FRONT, MAP, COSTS)
     print(f"Building {relative(chapter)}.")
     options = ["--config", str(PAGE / "_config.yml"), "--toc", str(PAGE / "_toc.yml")]
     status = jupyter_book(["-W", "--keep-going", "--path-output", str(PAGE), *options])
@@ -353,6 +354,13 @@ def write_included(notebooks: dict[Path, Any]) -> None:
     MAP.write_text(front.chapters(numbered_by_part(notebooks)), encoding="utf-8")
     numbered = [page for page in notebooks if page.stem[:2].isdigit()]
     COSTS.write_text(costs.page(measured(numbered), versions()), encoding="utf-8")
+
+
+def stand_in(*included: Path) -> None:
+    """Put a line where only the whole book can say something, and has not been built yet."""
+    for path in included:
+        if not path.exists():
+            path.write_text("*What stands here comes with the whole book: make book.*\n", "utf-8")
 
 
 def measured(pages: Sequence[Path]) -> list[Any]:
