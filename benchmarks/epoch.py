@@ -42,6 +42,9 @@ start of the workers is most of what is measured. ``--json FILE`` writes
 * ``summary``: of ours in its faster ``precision`` the share ``of_limit``, and how many times as
   fast it is as ``best_peer`` in ``best_peer_precision``, the fastest of all peers' rows
   (``best_peer_times``), and as the tutorial in float32 (``tutorial_times``).
+
+``--record`` saves the rows and the summary as the record that chapter 08 shows, its intervals from
+the lowest to the highest of the rounds.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ import logging
 import math
 import multiprocessing
 import os
+import shlex
 import statistics
 import tempfile
 import time
@@ -78,6 +82,7 @@ from torchvision.transforms import v2
 import tlhelpers as tl
 from tlhelpers import runtime
 from tlhelpers.models import PhotoClassifier
+from tlhelpers.records import Record
 from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset
 
@@ -499,13 +504,13 @@ def show(table: pd.DataFrame) -> str:
     return shown.rename(columns=names).to_string(index=False, float_format="%.2f")
 
 
-def as_json(
+def figures(
     table: pd.DataFrame,
     rates: Rates,
     *,
     cache_seconds: float,
     setting: dict[str, Any],
-) -> str:
+) -> dict[str, Any]:
     """What ``--json`` writes, see the top of the file."""
     lines = []
     for line in table.to_dict(orient="records"):
@@ -513,13 +518,16 @@ def as_json(
         line["break_even_epochs"] = int(pays) if math.isfinite(pays) else None
         line["rounds"] = rates[line["method"], line["precision"]]
         lines.append(line)
-    figures = {
+    return {
         "setting": setting,
         "cache_seconds": cache_seconds,
         "summary": summarise(table, rates),
         "rows": lines,
     }
-    return json.dumps(figures, indent=1, allow_nan=False) + "\n"
+
+
+def as_json(found: dict[str, Any]) -> bytes:
+    return f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode()
 
 
 # --- the command --------------------------------------------------------------------------
@@ -545,6 +553,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-fastai", action="store_true", help="leave fastai out")
     parser.add_argument("--no-lightning", action="store_true", help="leave Lightning out")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--record", action="store_true", help="also save chapter 08's record")
 
 
 def wanted_peers(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
@@ -576,6 +585,59 @@ def describe_setting(run: Run, **settings: Any) -> dict[str, Any]:
     }
 
 
+def command(parser: argparse.ArgumentParser, arguments: argparse.Namespace, script: str) -> str:
+    """What makes a record again: the options that are not at their defaults."""
+    words = ["python", f"benchmarks/{Path(script).name}", "--data PATH"]
+    for name, value in vars(arguments).items():
+        if name in ("data", "json") or value == parser.get_default(name):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        # A file of weights lies elsewhere for each reader: its name has to do.
+        words.append(option if value is True else f"{option} {shlex.quote(Path(str(value)).name)}")
+    return " ".join(words)
+
+
+def record_name(script: str, run: Run, architecture: str, size: int) -> str:
+    """Rows of the two tiers are different facts, so that neither replaces the other."""
+    return f"speed/{Path(script).stem}_{architecture}_{size}_{tier(run)}"
+
+
+def tier(run: Run) -> str:
+    return "cpu" if run.device.type == "cpu" else "gpu"
+
+
+def keep(record: Record) -> None:
+    """Save a record and print it."""
+    tl.records.save(record)
+    print(record)
+
+
+def over_rounds(rates: Rates, key: Key, other: Key) -> list[float]:
+    """The lowest and the highest ratio of two methods within a round."""
+    found = [a / b for a, b in zip(rates[key], rates[other], strict=True)]
+    return [min(found), max(found)]
+
+
+def figures_of_record(
+    found: dict[str, Any], rates: Rates
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Result and intervals of the record, from what ``--json`` writes."""
+    summary, images = found["summary"], found["setting"]["images"]
+    own = "ours", summary["precision"]
+    others = {
+        "of_limit": ("limit", summary["precision"]),
+        "best_peer_times": (summary["best_peer"], summary["best_peer_precision"]),
+        "tutorial_times": ("tutorial", "float32"),
+    }
+    cache = {"cache_ms_an_image": 1000 * found["cache_seconds"] / images}
+    return summary | cache, {name: over_rounds(rates, own, key) for name, key in others.items()}
+
+
+def describe_words(setting: dict[str, Any]) -> str:
+    """The setting in words."""
+    return ", ".join(f"{name} {value}" for name, value in setting.items())
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add_common(parser)
@@ -592,7 +654,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=positive, default=5)
     arguments = parser.parse_args(argv)
     peers = wanted_peers(parser, arguments)
-    run = tl.setup()
+    run, begin = tl.setup(), time.perf_counter()
+    origin = tl.records.provenance(main, tl.train.fit, command=command(parser, arguments, __file__))
     dogs = tl.datasets.stanford_dogs(arguments.data)
     photos = choose(dogs, arguments.images, arguments.batch)
     few = choose(photos, 2 * arguments.batch, arguments.batch)  # of fewer classes, perhaps
@@ -638,9 +701,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "fastai" in peers and run.dtype != torch.float32 and run.device.type != "cuda":
         print("fastai comes in float32 alone: its to_bf16() and to_fp16() act on CUDA only")
     print(describe(summarise(table, rates), run.device.type))
+    found = figures(table, rates, cache_seconds=cache_seconds, setting=setting)
     if arguments.json:
-        found = as_json(table, rates, cache_seconds=cache_seconds, setting=setting)
-        runtime.write_whole(arguments.json, found.encode())
+        runtime.write_whole(arguments.json, as_json(found))
+    if arguments.record:
+        result, interval = figures_of_record(found, rates)
+        record = Record(
+            name=record_name(__file__, run, arguments.architecture, arguments.size),
+            tier=tier(run),
+            split=dogs.split_name,
+            input=f"training photographs; {describe_words(setting)}; rounds {arguments.rounds}",
+            seeds=(run.seed,),
+            curve=tuple(found["rows"]),
+            result=result,
+            interval=interval,
+            interval_over=f"lowest and highest of {arguments.rounds} rounds, of one run",
+            wall_seconds=time.perf_counter() - begin,
+            **origin,
+        )
+        keep(record)
 
 
 if __name__ == "__main__":

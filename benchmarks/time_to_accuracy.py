@@ -36,6 +36,9 @@ minutes on two cores, most of it fine-tuning, which ``--no-fine-tuning`` leaves 
   reached), ``reached``, ``kind`` (``measured`` or ``estimated``), ``accuracy`` (the best one on
   validation), ``how``, and ``times`` (its minutes over those of the quickest of ours that reached
   the target; null if none did).
+
+``--record`` saves the rows as the record that chapter 08 shows. Nothing is measured twice, so it
+has no intervals.
 """
 
 from __future__ import annotations
@@ -43,7 +46,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
@@ -59,6 +61,7 @@ from torch import nn
 import tlhelpers as tl
 from tlhelpers import models, runtime
 from tlhelpers.models import Backbone, PhotoClassifier
+from tlhelpers.records import Record
 from tlhelpers.runtime import Run
 from tlhelpers.splits import Dataset
 from tlhelpers.train import History, Recipe
@@ -284,6 +287,15 @@ def show(rows: Sequence[Row], target: float) -> str:
     return "\n".join(lines)
 
 
+def figures_of_record(
+    target: float, parts: dict[str, float], rates: dict[str, float]
+) -> dict[str, float]:
+    """The target, the seconds of each part of ours, and images a second of each peer's pass."""
+    seconds = {f"{part}_seconds": value for part, value in parts.items()}
+    passes = {f"{peer}_images_per_second": value for peer, value in rates.items()}
+    return {"target": target, **seconds, **passes}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     epoch.add_common(parser)
@@ -297,7 +309,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-fine-tuning", action="store_true", help="only measure the probe")
     arguments = parser.parse_args(argv)
     names = epoch.wanted_peers(parser, arguments)
-    run = tl.setup()
+    run, begin = tl.setup(), time.perf_counter()
+    origin = tl.records.provenance(
+        main, tl.train.fit, tl.probe.fit, command=epoch.command(parser, arguments, __file__)
+    )
     dogs = tl.datasets.stanford_dogs(arguments.data)
     data = dogs.subset(np.flatnonzero(dogs.split != "test"))
     size, file = arguments.size, epoch.weights(arguments.weights, arguments.data, ARCHITECTURE)
@@ -316,21 +331,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         row, rates[name] = peer(name, photos, bank, network, run, arguments.target)
         rows.append(row)
     print(f"\n{show(rows, arguments.target)}")
+    setting = epoch.describe_setting(
+        run, architecture=ARCHITECTURE, size=size, batch=arguments.batch, epochs=epochs
+    )
+    lines = [
+        asdict(row) | {"times": times} for row, times in zip(rows, times_ours(rows), strict=True)
+    ]
     if arguments.json:
-        figures = {
-            "setting": epoch.describe_setting(
-                run, architecture=ARCHITECTURE, size=size, batch=arguments.batch, epochs=epochs
-            ),
+        found = {
+            "setting": setting,
             "target": arguments.target,
             "parts": parts,
             "rates": rates,
-            "rows": [
-                asdict(row) | {"times": times}
-                for row, times in zip(rows, times_ours(rows), strict=True)
-            ],
+            "rows": lines,
         }
-        content = json.dumps(figures, indent=1, allow_nan=False) + "\n"
-        runtime.write_whole(arguments.json, content.encode())
+        runtime.write_whole(arguments.json, epoch.as_json(found))
+    if arguments.record:
+        record = Record(
+            name=epoch.record_name(__file__, run, ARCHITECTURE, size),
+            tier=epoch.tier(run),
+            split=dogs.split_name,
+            input=f"training and validation photographs; {epoch.describe_words(setting)}",
+            seeds=(run.seed,),
+            curve=tuple(lines),
+            result=figures_of_record(arguments.target, parts, rates),
+            interval={},
+            interval_over="",
+            wall_seconds=time.perf_counter() - begin,
+            **origin,
+        )
+        epoch.keep(record)
 
 
 if __name__ == "__main__":

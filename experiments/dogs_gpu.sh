@@ -67,7 +67,7 @@ experiment ablation --architecture "${networks[@]:1}" --epochs 6
 fastai=() lightning=()
 "$python" -c 'import fastai' 2>/dev/null || fastai=(--no-fastai)
 "$python" -c 'import lightning' 2>/dev/null || lightning=(--no-lightning)
-step benchmarks/epoch.py --data "$data" "${fastai[@]}" "${lightning[@]}"
-step benchmarks/time_to_accuracy.py --data "$data" "${fastai[@]}" "${lightning[@]}"
+step benchmarks/epoch.py --data "$data" --record "${fastai[@]}" "${lightning[@]}"
+step benchmarks/time_to_accuracy.py --data "$data" --record "${fastai[@]}" "${lightning[@]}"
 step benchmarks/extract.py --data "$data" "${fastai[@]}"
 step benchmarks/train_small.py "${fastai[@]}"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tlhelpers import datasets, models, runtime
+from tlhelpers import datasets, models, records, runtime
 from tlhelpers.splits import Dataset
 from tlhelpers.train import COLUMNS, History
 
@@ -177,8 +177,9 @@ def test_a_cache_never_pays_off_against_a_faster_peer(epoch: Any) -> None:
     slow = RATES | {("lightning", "float32"): [70.0, 70.0]}
     table = epoch.compare(slow, images=100, cache_seconds=1.0)
     assert "never" in epoch.show(table)
-    written = epoch.as_json(table, slow, cache_seconds=1.0, setting={})
-    rows = {(row["method"], row["precision"]): row for row in json.loads(written)["rows"]}
+    found = epoch.figures(table, slow, cache_seconds=1.0, setting={})
+    written = json.loads(epoch.as_json(found))
+    rows = {(row["method"], row["precision"]): row for row in written["rows"]}
     assert rows["lightning", "float32"]["break_even_epochs"] is None
     assert rows["tutorial", "float32"]["break_even_epochs"] == 1
 
@@ -189,6 +190,18 @@ def test_fastai_in_bfloat16_is_a_row_on_cuda_alone(epoch: Any) -> None:
 
     assert methods("cuda") - methods("cpu") == {("fastai", "bfloat16")}
     assert ("tutorial", "bfloat16") in methods("cpu")
+
+
+def test_a_record_has_the_lowest_and_the_highest_of_the_rounds(epoch: Any) -> None:
+    table = epoch.compare(RATES, images=100, cache_seconds=1.0)
+    found = epoch.figures(table, RATES, cache_seconds=1.0, setting={"images": 100})
+    result, interval = epoch.figures_of_record(found, RATES)
+    assert result["cache_ms_an_image"] == 10
+    assert interval["of_limit"] == [pytest.approx(0.8), pytest.approx(0.9)]
+    assert interval["best_peer_times"] == [pytest.approx(40 / 38), pytest.approx(90 / 50)]
+    assert interval["tutorial_times"] == [pytest.approx(4.0), pytest.approx(4.5)]
+    for name, (low, high) in interval.items():
+        assert low <= result[name] <= high
 
 
 # What is trained on
@@ -237,13 +250,23 @@ def test_a_row_trains_a_copy(epoch: Any, dogs_folder: Path, tmp_path: Path, meth
 # Tiny runs
 
 
-def test_a_tiny_epoch_ends_in_a_table_and_json(
-    epoch: Any, dogs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def record_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "records")
+    return tmp_path / "records"
+
+
+def test_a_tiny_epoch_ends_in_a_table_json_and_a_record(
+    epoch: Any,
+    dogs_folder: Path,
+    tmp_path: Path,
+    record_folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "found.json"
     options = (
         f"--data {dogs_folder} --architecture squeezenet1_1 --weights none --size {SIDE} --square "
-        f"{SIDE} --images 7 --batch 1 --rounds 1 --no-fastai --no-lightning --json {file}"
+        f"{SIDE} --images 7 --batch 1 --rounds 1 --no-fastai --no-lightning --json {file} --record"
     )
     epoch.main(options.split())
     printed = capsys.readouterr().out
@@ -256,15 +279,28 @@ def test_a_tiny_epoch_ends_in_a_table_and_json(
     assert all(row["images_per_second"] == row["rounds"][0] > 0 for row in found["rows"])
     for field in {*found, *found["summary"], *found["rows"][0]}:
         assert f"``{field}``" in epoch.__doc__, field
+    record = records.load(f"speed/epoch_squeezenet1_1_{SIDE}_cpu", record_folder)
+    assert record.command == (
+        f"python benchmarks/epoch.py --data PATH --weights none --size {SIDE} --batch 1 "
+        f"--no-fastai --no-lightning --record --architecture squeezenet1_1 --images 7 "
+        f"--square {SIDE} --rounds 1"
+    )
+    assert list(record.curve) == found["rows"]
+    assert record.result["of_limit"] == found["summary"]["of_limit"]
+    assert record.wall_seconds > found["cache_seconds"]
 
 
-def test_a_tiny_time_to_accuracy_ends_in_a_table_and_json(
-    minutes: Any, dogs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_tiny_time_to_accuracy_ends_in_a_table_json_and_a_record(
+    minutes: Any,
+    dogs_folder: Path,
+    tmp_path: Path,
+    record_folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "found.json"
     options = (
         f"--data {dogs_folder} --weights none --size {SIDE} --images 64 --epochs 1 --target 0.1 "
-        f"--no-fastai --no-lightning --json {file}"
+        f"--no-fastai --no-lightning --json {file} --record"
     )
     minutes.main(options.split())
     assert "minutes from files to 10% validation accuracy" in capsys.readouterr().out
@@ -282,6 +318,10 @@ def test_a_tiny_time_to_accuracy_ends_in_a_table_and_json(
     assert tutorial == pytest.approx(270 / found["rates"]["tutorial"])  # one epoch
     for field in {*found, *found["rows"][0]}:
         assert f"``{field}``" in minutes.__doc__, field
+    record = records.load(f"speed/time_to_accuracy_mobilenet_v2_{SIDE}_cpu", record_folder)
+    assert list(record.curve) == found["rows"]
+    assert record.result["target"] == 0.1
+    assert record.result["LP-FT_seconds"] == own["LP-FT"]
 
 
 # Minutes
